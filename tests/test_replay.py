@@ -114,6 +114,12 @@ def test_memory_is_the_run_s_too(tmp_path):
     assert [row["same_as_run"] for row in replayed(find(source)[1], tmp_path, "aggregator=gradvac")] == ["yes"]
 
 
+def test_bfloat16_rows_are_recorded_as_they_are_and_replay_to_the_bit(tmp_path):
+    source = recorded(tmp_path / "run", "executor.row_dtype=bfloat16", "num_rounds=2")
+    assert read(find(source)[0]).updates.rows.dtype == torch.bfloat16
+    assert [row["same_as_run"] for row in replayed(source, tmp_path)] == ["yes", "yes"]
+
+
 def test_running_statistics_are_those_after_the_round(run_dir, monkeypatch):
     recording = read(find(run_dir)[0])
     federation, _ = replay.rebuild(recording, run_dir, cfg("replay", "recording=x"))

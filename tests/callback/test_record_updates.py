@@ -87,8 +87,11 @@ def test_rounds_and_every_add_up(federation, start, tmp_path):
     assert [path.stem for path in paths] == ["round_000001", "round_000004"]
 
 
+@pytest.mark.parametrize("rows", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_size_is_known_in_advance(federation, start, tmp_path, caplog, dtype):
+def test_the_size_is_known_in_advance(federation, start, tmp_path, caplog, monkeypatch, dtype, rows):
+    monkeypatch.setattr(federation.executor, "row_dtype", rows)
+    monkeypatch.setattr(federation.executor, "_rows", None)
     caplog.set_level(logging.INFO, "fedgh")
     paths = record(federation, start, tmp_path, 2, dtype=dtype)
     written = sum(path.stat().st_size for path in paths)

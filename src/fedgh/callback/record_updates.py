@@ -14,7 +14,7 @@ from fedgh.core.types import ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.federation.loop import Schedule
 from fedgh.federation.recorder import Row
-from fedgh.federation.recording import DTYPES, FOLDER, recording_of, write
+from fedgh.federation.recording import DTYPES, FOLDER, narrower, recording_of, write
 from fedgh.federation.round import Federation, Round, affordable
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ class RecordUpdates:
     Args:
         rounds: Rounds to record, from 1; None for none besides ``every``.
         every: Record also every so many rounds; None for none besides ``rounds``.
-        dtype: Of the recorded updates: ``float32``, with which a replay is exact, or ``bfloat16``, half the size.
+        dtype: Of the recorded updates: ``float32``, as the run has them, with which a replay is exact, or ``bfloat16``,
+            half the size.
         max_gigabytes: What the recording may take in all (10^9 bytes); a run that would take more does not start.
         output_dir: The run's directory, which holds its ``config.yaml``.
     """
@@ -88,15 +89,15 @@ class RecordUpdates:
 
     def size(self, federation: Federation, server: ServerState, finished: int) -> int:
         """Return the bytes of one recorded round if nobody is set aside; headers and memory of rules not counted."""
-        model = federation.model
+        model, row_dtype = federation.model, federation.executor.row_dtype
         num_params, num_blocks = model.params.numel(), len(model.blocks)
         ids = federation.sampler(len(federation.partition.client_indices), federation.seed, finished - 1)
-        rows = UpdateMatrix(torch.empty(len(ids), num_params, device="meta"), model.blocks)
+        rows = UpdateMatrix(torch.empty(len(ids), num_params, dtype=row_dtype, device="meta"), model.blocks)
         grams = 1 + (num_blocks if affordable(rows) else 1)
         _, optimizer = federation.server_optimizer.step(server.params, torch.zeros_like(server.params), {})
         state = [server.params, *(2 * [server.buffers, server.counters])]
         state += optimizer.values() if finished > 1 else ()
-        updates = len(ids) * num_params * DTYPES[self.dtype].itemsize
+        updates = len(ids) * num_params * narrower(row_dtype, DTYPES[self.dtype]).itemsize
         return updates + 8 * (len(ids) ** 2 * grams + 5 * len(ids)) + sum(tensor.nbytes for tensor in state)
 
     def __call__(self, federation: Federation, before: ServerState, outcome: Round, row: Row) -> None:

@@ -211,7 +211,8 @@ class CohortClient(LocalTraining):
         result.local_steps[rows] = num_steps
         rows = rows.to(device)
         params = self._matrix[: len(rows)]
-        result.updates.rows.index_copy_(0, rows, params.sub_(self._server.params))
+        matrix = result.updates.rows
+        matrix.index_copy_(0, rows, params.sub_(self._server.params).to(matrix.dtype))
         result.buffers[rows], result.counters[rows] = self.model.flatten_buffers(group.buffers, len(rows))
         result.train_loss[rows] = group.total_loss / num_steps.to(device)
 

@@ -25,7 +25,7 @@ LAUNCH_COST = 4
 """On a CPU, a vectorized batch of a few clients takes about as long as this many batches of one; measured likewise."""
 
 
-def choose(width: int, **parts: Any) -> Executor:
+def choose(width: int, row_dtype: str = "float32", **parts: Any) -> Executor:
     """Return a cohort executor where launching operations costs more than computing them, else a sequential one.
 
     On an accelerator that is nearly always so; on a CPU only for small models. The choice depends on device, model,
@@ -34,8 +34,10 @@ def choose(width: int, **parts: Any) -> Executor:
 
     Args:
         width: See :class:`~fedgh.executor.cohort.CohortExecutor`.
-        **parts: See :class:`~fedgh.executor.base.Executor`.
+        row_dtype: See :class:`~fedgh.executor.base.Executor`.
+        **parts: See there.
     """
+    parts["row_dtype"] = row_dtype
     model: FlatModel = parts["model"]
     params, flops = model.params.numel(), parts["algorithm"].batch_size * flops_per_image(model, parts["dataset"])
     size = f"{params:,} parameters and {flops / 1e6:,.1f} MFLOP a batch"

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from fedgh.algorithm.base import Algorithm
 from fedgh.client.base import LocalTraining
-from fedgh.core.errors import TrainingError
+from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_generator, torch_seed
 from fedgh.core.types import ClientState, CohortResult, ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.dataset.base import ImageDataset
 from fedgh.dataset.stream import client_batches, client_rows, num_local_steps
+
+ROW_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+"""Types of the update matrix by name; None is the model's own, float32 in every run that a config describes."""
 
 
 class Executor(ABC):
@@ -37,6 +40,9 @@ class Executor(ABC):
         dataset: Training data, on the model's device.
         client_indices: Rows of the training split per client id, ``(n_k,)`` int64 each.
         seed: Seed of the experiment.
+        row_dtype: Of the update matrix: ``float32``, or ``bfloat16``, half the memory. Clients train in their own
+            precision either way; a bfloat16 row is their update rounded to 8 bits, and products and sums over rows are
+            formed in float32. Runs stored before the setting existed go on with its default.
 
     Attributes:
         client: The LightningModule that trains what :meth:`work` yields; a subclass sets it.
@@ -52,13 +58,20 @@ class Executor(ABC):
         dataset: ImageDataset,
         client_indices: Sequence[Tensor],
         seed: int,
+        row_dtype: str = "float32",
     ) -> None:
+        if row_dtype not in ROW_DTYPES:
+            raise ConfigurationError(
+                f"executor.row_dtype must be one of {', '.join(ROW_DTYPES)}, got {row_dtype!r}; bfloat16 halves the "
+                "memory of the update matrix and rounds every update to 8 bits"
+            )
         self.trainer = trainer
         self.model = model
         self.algorithm = algorithm
         self.dataset = dataset
         self.client_indices = client_indices
         self.seed = seed
+        self.row_dtype = ROW_DTYPES[row_dtype] or model.params.dtype
         self._rows: Tensor | None = None
 
     def __call__(self, client_ids: Sequence[int], server: ServerState) -> CohortResult:
@@ -150,7 +163,7 @@ class Executor(ABC):
         """Return a result whose update rows reuse one preallocated matrix."""
         num_clients, model = len(client_ids), self.model
         if self._rows is None or len(self._rows) < num_clients:
-            self._rows = torch.empty(num_clients, model.params.numel(), device=model.device)
+            self._rows = torch.empty(num_clients, model.params.numel(), dtype=self.row_dtype, device=model.device)
         return CohortResult(
             client_ids=client_ids,
             updates=UpdateMatrix(self._rows[:num_clients], model.blocks),

@@ -30,7 +30,8 @@ class CohortExecutor(Executor):
 
     Args:
         width: Clients in a group, at most; bounds the memory.
-        **parts: See :class:`~fedgh.executor.base.Executor`.
+        row_dtype: See :class:`~fedgh.executor.base.Executor`.
+        **parts: See there.
 
     Attributes:
         pads: Short batches are padded, because model and loss are found to ignore padding.
@@ -42,8 +43,8 @@ class CohortExecutor(Executor):
 
     client: CohortClient
 
-    def __init__(self, width: int, **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(self, width: int, row_dtype: str = "float32", **parts: Any) -> None:
+        super().__init__(row_dtype=row_dtype, **parts)
         if not isinstance(width, int) or width < 1:
             raise ConfigurationError(f"executor.width must be a positive integer, got {width!r}; try 20")
         require_elementwise(self.algorithm.optimizer)

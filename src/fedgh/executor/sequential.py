@@ -17,11 +17,12 @@ class SequentialExecutor(Executor):
     """Trains client after client, the batches of each in a bare loop.
 
     Args:
-        **parts: See :class:`~fedgh.executor.base.Executor`.
+        row_dtype: See :class:`~fedgh.executor.base.Executor`.
+        **parts: See there.
     """
 
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(self, row_dtype: str = "float32", **parts: Any) -> None:
+        super().__init__(row_dtype=row_dtype, **parts)
         self.client = Client(self.model, self.algorithm)
 
     def work(

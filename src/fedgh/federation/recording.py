@@ -96,7 +96,7 @@ def write(recording: Recording, folder: Path, dtype: torch.dtype) -> Path:
     Args:
         recording: What to write.
         folder: Made where it is missing.
-        dtype: Of the updates in the file; everything else keeps its own.
+        dtype: Of the updates in the file, unless the run keeps them in a narrower one; everything else keeps its own.
 
     Raises:
         OSError: If the folder cannot be written to.
@@ -105,7 +105,7 @@ def write(recording: Recording, folder: Path, dtype: torch.dtype) -> Path:
     aside = path.with_suffix(".tmp")
     before, cohort = recording.before, recording.cohort
     tensors = {
-        "updates": recording.updates.rows.to(dtype),
+        "updates": recording.updates.rows.to(narrower(recording.updates.rows.dtype, dtype)),
         "gram": recording.gram,
         "block_grams": recording.block_grams,
         "weights": cohort.weights,
@@ -221,6 +221,11 @@ def check_fits(recording: Recording, path: Path, model: FlatModel, dataset: str)
             f"recording {path} is of another data set: fingerprint {recording.dataset[:12]} there and {dataset[:12]} "
             "here; the files of the data set have changed since, or the folder mixes recordings of several runs"
         )
+
+
+def narrower(first: torch.dtype, second: torch.dtype) -> torch.dtype:
+    """Return the type that takes less room."""
+    return min(first, second, key=lambda dtype: dtype.itemsize)
 
 
 def hash_of(tensor: Tensor) -> str:
