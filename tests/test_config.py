@@ -106,6 +106,7 @@ BAD = {
     "checkpoint.keep=0": "checkpoint.keep must be a positive integer, got 0",
     "evaluation.batch_size=-1": "evaluation.batch_size must be a positive integer, got -1",
     "seed=1.5": "seed must be an integer of 0 or more, got 1.5",
+    "memory_format=nhwc": "memory_format must be one of channels_last, contiguous, got 'nhwc'",
     "sampler.fraction=half": "sampler.fraction must be a number, got 'half'",
     "algorithm.batch_size=1.5": "algorithm.batch_size must be a whole number, got 1.5",
     "algorithm.local_epochs=true": "algorithm.local_epochs must be a whole number, got True",

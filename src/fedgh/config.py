@@ -55,6 +55,7 @@ def _run_name() -> str:
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("if_set", lambda value, yes, no: yes if value else no, replace=True)
@@ -125,6 +126,11 @@ def validate(cfg: DictConfig) -> None:
         raise ConfigurationError(f"seed must be an integer of 0 or more, got {cfg.seed!r}")
     if cfg.logger.get("mode", "auto") not in WANDB_MODES:
         raise ConfigurationError(f"logger.mode must be one of {', '.join(WANDB_MODES)}, got {cfg.logger.mode!r}")
+    if cfg.get("memory_format", "contiguous") not in MEMORY_FORMATS:
+        raise ConfigurationError(
+            f"memory_format must be one of {', '.join(MEMORY_FORMATS)}, got {cfg.memory_format!r}; results differ only "
+            "in their last bits"
+        )
     if cfg.trainer.get("accelerator") == "gpu" and not torch.cuda.is_available():
         raise ConfigurationError(
             "trainer=gpu was asked for, but PyTorch finds no GPU here; type trainer=cpu or trainer=auto"
@@ -225,7 +231,8 @@ def build_federation(cfg: DictConfig) -> Federation:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(cfg.seed, "init"))
         module = build(cfg.model)(image_shape=dataset.image_shape, num_classes=dataset.num_classes)
-    model = FlatModel(module, device)
+    # runs stored before the setting existed go on without it
+    model = FlatModel(module, device, MEMORY_FORMATS[cfg.get("memory_format", "contiguous")])
     executor = build(cfg.executor)(
         trainer=trainer,
         model=model,

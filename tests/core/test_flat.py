@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedgh.core.flat import FlatModel
+from fedgh.model.cnn2 import CNN2
 from fedgh.model.layers import Dropout
 
 
@@ -246,3 +247,21 @@ def test_buffers_of_another_type_are_refused(dtype, expected):
 def test_a_model_without_buffers():
     model = FlatModel(Tied())
     assert model.buffers.shape == model.counters.shape == (0,)
+
+
+def test_the_memory_format_reaches_the_convolutions_and_changes_rounding_only():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = CNN2((3, 8, 8), 4, channels=[4, 6], hidden=5, dropout=[0.0, 0.0]).double()
+    seen = []
+    module.body[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    gradients = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model = FlatModel(copy.deepcopy(module), memory_format=memory_format)
+        logits, _ = model.forward(model.params, images)
+        logits.square().sum().backward()
+        assert seen[-1].is_contiguous(memory_format=memory_format)
+        gradients.append(model.params.grad.clone())
+    assert len(seen) == 2
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)

@@ -1,5 +1,7 @@
 import copy
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -58,9 +60,24 @@ def test_the_contract(build, shape, size):
 
 def test_cnn2_is_the_documented_stack():
     kinds = [type(layer).__name__ for layer in cnn2().body]
-    expected = "Conv2d ReLU Conv2d ReLU MaxPool2d Dropout Flatten Linear ReLU Dropout"
+    expected = "Conv2d ReLU Conv2d MaxPool2d ReLU Dropout Flatten Linear ReLU Dropout"
     assert kinds == expected.split()
     assert [layer.p for layer in cnn2().body if hasattr(layer, "p")] == [0.25, 0.5]
+
+
+def test_pooling_before_the_second_relu_is_the_published_stack():
+    images = torch.randn(3, *CIFAR)
+    ours = cnn2().eval()
+    published = deepcopy(ours)
+    published.body[3], published.body[4] = published.body[4], published.body[3]
+    assert isinstance(published.body[3], nn.ReLU)
+    gradients = []
+    for model in (ours, published):
+        model(images).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert torch.equal(ours(images), published(images))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_mobilenet_has_the_published_buffers_and_resolution():

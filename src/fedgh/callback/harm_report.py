@@ -91,7 +91,7 @@ def client_losses(
         values = torch.cat(
             [
                 cross_entropy(
-                    model.module(dataset.normalize(dataset.train_images[batch])),
+                    model.forward(model.params, dataset.normalize(dataset.train_images[batch]))[0],
                     dataset.train_labels[batch],
                     reduction="none",
                 )

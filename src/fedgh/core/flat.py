@@ -28,6 +28,8 @@ class FlatModel:
             Tied parameters count once; frozen ones (``requires_grad=False``) stay as they are and are not part of
             ``params``.
         device: Where everything lives.
+        memory_format: How batches of images lie in memory when they enter the module. Convolutions are a third to a
+            half faster with ``torch.channels_last``, on a CPU as well. Vectorized forwards take them as they come.
 
     Attributes:
         params: Trainable parameters, an ``nn.Parameter`` of shape ``(params,)``; its ``grad`` always exists.
@@ -36,8 +38,14 @@ class FlatModel:
         blocks: Name, columns and shape of every parameter in ``params``.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         self.module = module.to(device)
+        self.memory_format = memory_format
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("the model has no trainable parameter")
@@ -91,7 +99,7 @@ class FlatModel:
         The module's parameters are views of :attr:`params`, and their gradients views of its gradient: backpropagating
         through this call and through a term in ``params`` itself accumulates into the same vector.
         """
-        logits, features = self._classifier(images)
+        logits, features = self._classifier(images.to(memory_format=self.memory_format))
         return logits, features
 
     def functional_forward(

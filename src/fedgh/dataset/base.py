@@ -101,6 +101,11 @@ class ImageDataset:
         scale, shift = self._scale_shift
         return images.float().mul_(scale).add_(shift)
 
+    @cached_property
+    def normalized_test_images(self) -> Tensor:
+        """The test split as the model sees it, float32 (M, C, H, W); kept, since every evaluation reads it."""
+        return self.normalize(self.test_images)
+
     def to(self, device: torch.device | str) -> ImageDataset:
         """Return the same data set with its four tensors on ``device``; a fingerprint already known is kept."""
         moved = replace(

@@ -59,9 +59,9 @@ def evaluate(model: FlatModel, server: ServerState, dataset: ImageDataset, batch
     mean_loss = MeanMetric(nan_strategy="disable").to(model.device)
     training = model.module.training
     model.module.eval()
-    batches = zip(*(torch.split(t, batch_size) for t in (dataset.test_images, dataset.test_labels)), strict=True)
-    for images, labels in batches:
-        logits = model.module(dataset.normalize(images))
+    split = (dataset.normalized_test_images, dataset.test_labels)
+    for images, labels in zip(*(torch.split(t, batch_size) for t in split), strict=True):
+        logits, _ = model.forward(model.params, images)
         mean_loss.update(cross_entropy(logits, labels, reduction="none"))
         scores.update(logits.argmax(1), labels)
     model.module.train(training)
