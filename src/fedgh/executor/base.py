@@ -73,6 +73,7 @@ class Executor(ABC):
         self.seed = seed
         self.row_dtype = ROW_DTYPES[row_dtype] or model.params.dtype
         self._rows: Tensor | None = None
+        self._label_counts: dict[int, Tensor] = {}
 
     def __call__(self, client_ids: Sequence[int], server: ServerState) -> CohortResult:
         """Train these clients from the global model.
@@ -139,8 +140,10 @@ class Executor(ABC):
         """Return what a client kept, or its first state."""
         if client_id in server.clients:
             return server.clients[client_id]
-        labels = self.dataset.train_labels[self.client_indices[client_id].to(self.model.device)]
-        return self.algorithm.init_client_state(torch.bincount(labels, minlength=self.dataset.num_classes))
+        if client_id not in self._label_counts:
+            labels = self.dataset.train_labels[self.client_indices[client_id].to(self.model.device)]
+            self._label_counts[client_id] = torch.bincount(labels, minlength=self.dataset.num_classes)
+        return self.algorithm.init_client_state(self._label_counts[client_id].clone())
 
     def _fit(self, result: CohortResult, server: ServerState, states: list[ClientState]) -> None:
         """Train the clients of ``result`` and fill its rows in place."""
