@@ -1,7 +1,7 @@
 """The paper's experiments as data: which cells there are, and how each is asked of ``fedgh-train``.
 
-A cell is one federation: a column (data set, split, clients), a row (algorithm), an aggregator, a seed, at the size of a
-preset. ``tables.csv`` holds tables 1 to 4 with the published accuracies, ``figures.csv`` figures 2, 4 and 5,
+A cell is one federation: a column (data set, split, clients), a row (algorithm), an aggregator, a seed, at the size of
+a preset. ``tables.csv`` holds tables 1 to 4 with the published accuracies, ``figures.csv`` figures 2, 4 and 5,
 ``variants.yaml`` comparisons of ours, ``presets.yaml`` the sizes. Two cells with the same settings are one run.
 """
 
@@ -239,7 +239,7 @@ def _printed() -> Iterator[tuple[str, str, str, str, Settings, float | None]]:
 
 @cache
 def _lines() -> list[dict[str, str]]:
-    lines = []
+    lines: list[dict[str, str]] = []
     for name in ("tables.csv", "figures.csv"):
         with (_HERE / name).open(newline="") as file:
             lines += csv.DictReader(file)
