@@ -25,14 +25,11 @@ from pathlib import Path
 
 import torch
 import torchvision
+from aggregation import aggregation, growth, memory
 from PIL import Image
 from torchvision.transforms import v2
 from workloads import EXECUTORS, WORKLOADS, BareLoop, build, rounds
 
-from fedgh.aggregator.fedgh import FedGH
-from fedgh.aggregator.projection import random_orders
-from fedgh.core.types import Cohort
-from fedgh.core.updates import UpdateMatrix
 from fedgh.dataset.augmentation import Augmentation
 from fedgh.federation.round import initial_state
 
@@ -40,10 +37,17 @@ Row = tuple[str, str, str]
 
 
 class Bench:
-    """The clock, the device and how often to measure."""
+    """The clock, the device, how often to measure; the size of matrices relative to real ones, where to draw."""
 
-    def __init__(self, clock: Callable[[], float], device: torch.device, pairs: int) -> None:
-        self.clock, self.device, self.pairs = clock, device, pairs
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        device: torch.device,
+        pairs: int,
+        scale: float = 1.0,
+        figure: Path | None = None,
+    ) -> None:
+        self.clock, self.device, self.pairs, self.scale, self.figure = clock, device, pairs, scale, figure
 
     def seconds(self, function: Callable[[], object], times: int = 1) -> float:
         """Return the seconds of one call, over ``times`` calls in a row."""
@@ -121,49 +125,6 @@ def population(bench: Bench) -> Iterator[Row]:
         yield f"20 of 10,000 clients, {executor}", f"{seconds:.4f} s a round", f"{ratio:.3f} of 20 of 100"
 
 
-def aggregation(bench: Bench) -> Iterator[Row]:
-    """FedGH from the Gram matrix against Algorithm 1 as printed and against the plain mean."""
-    rule = FedGH(rescale="none", order="random", sweeps=1, scope="model", min_norm_ratio=0)
-    for clients, params in ((10, 550_000), (20, 2_350_000), (50, 550_000), (100, 550_000), (20, 11_000_000)):
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(clients, params, generator=generator).to(bench.device)
-        updates, cohort = UpdateMatrix.of(rows), Cohort.of(torch.full((clients,), 1 / clients))
-        orders = random_orders(cohort).tolist()
-
-        def gram(updates: UpdateMatrix = updates, cohort: Cohort = cohort) -> None:
-            rule(updates, updates.gram(), cohort, {})
-
-        def mean(updates: UpdateMatrix = updates, cohort: Cohort = cohort) -> None:
-            updates.combine(cohort.weights)
-
-        def literal(rows: torch.Tensor = rows, orders: list[list[int]] = orders) -> None:
-            algorithm_1(rows, orders)
-
-        gram()
-        ours = statistics.median(bench.seconds(gram) for _ in range(bench.pairs))
-        plain = statistics.median(bench.seconds(mean) for _ in range(bench.pairs))
-        printed = bench.seconds(literal)
-        yield (
-            f"FedGH, {clients} x {params:,}",
-            f"{ours:.4f} s; mean alone {plain:.4f} s",
-            f"Algorithm 1 takes {printed:.3f} s, {printed / ours:.0f} times as long",
-        )
-
-
-def algorithm_1(rows: torch.Tensor, orders: list[list[int]]) -> torch.Tensor:
-    """Return FedGH's aggregate with equal weights as the paper prints it: float32, in place."""
-    squared = rows.square().sum(1)
-    total = torch.zeros_like(rows[0])
-    for k, order in enumerate(orders):
-        h = rows[k].clone()
-        for j in order:
-            s = h @ rows[j]
-            if s < 0:
-                h.sub_(rows[j] * (s / squared[j]))
-        total.add_(h, alpha=1 / len(rows))
-    return total
-
-
 def augmentation(bench: Bench) -> Iterator[Row]:
     """Crop, flip and AutoAugment of 32x32 images, batched here and one by one in torchvision."""
     count = 2048
@@ -225,7 +186,7 @@ def machine(device: torch.device) -> str:
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     **{name: partial(workload, name=name) for name in WORKLOADS},
-    **{f.__name__: f for f in (fits, population, aggregation, augmentation, startup)},
+    **{f.__name__: f for f in (fits, population, aggregation, growth, memory, augmentation, startup)},
 }
 
 
@@ -235,12 +196,16 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "process"], default="wall")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", type=int, default=5, help="measurements of which the median is taken")
+    parser.add_argument("--figure", type=Path, help="where the section `growth` draws, as PNG")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all matrices of updates; 0.01 to try it out")
     options = parser.parse_args()
+    if options.figure and options.sections and "growth" not in options.sections:
+        parser.error("--figure is drawn by the section growth, which is not among those asked for")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     device = torch.device(options.device)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    bench = Bench(clock, device, options.pairs)
+    bench = Bench(clock, device, options.pairs, options.scale, options.figure)
     sys.stdout.write(f"{machine(device)}; {options.clock} clock, medians of {options.pairs}\n\n")
     sys.stdout.write(f"| {'what':<38} | {'cost':<40} | compared |\n| {'-' * 38} | {'-' * 40} | {'-' * 8} |\n")
     for name in options.sections or SECTIONS:

@@ -80,6 +80,6 @@ def harmonize(gram: Tensor, orders: Tensor, projects: Tensor | None = None) -> T
         if projects is not None:
             step = step * projects[projector]
         mixing[rows, projector] += step
-        running += step[:, None] * cosines[projector]
+        running += cosines[projector].mul_(step[:, None])
     ratio = torch.where(norms > 0, norms[:, None] / norms, 0.0).fill_diagonal_(1.0)
     return mixing * ratio

@@ -83,16 +83,20 @@ class UpdateMatrix:
         shape = (len(self.blocks) if by_block else 1, num_clients, num_clients)
         total = torch.zeros(shape, dtype=torch.float64, device=self.rows.device)
         with _full_precision_matmul():
-            for index, start, stop in self._chunks(by_block, dtype.itemsize):
+            for index, start, stop in self._chunks(by_block, dtype):
                 chunk = self.rows[:, start:stop].to(dtype)
                 total[index] += chunk @ chunk.T
+                del chunk  # before the next one is made
         total = total.cpu()
-        total = (total + total.transpose(1, 2)) / 2
+        for gram in total:  # one after the other: many blocks of many clients would be large twice
+            gram.copy_((gram + gram.T).div_(2))
         return total if by_block else total[0]
 
-    def _chunks(self, by_block: bool, itemsize: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (block index, start, stop), so that a converted chunk stays below about 4 % of the matrix."""
-        width = max(4096, self.rows.shape[1] * self.rows.element_size() // (25 * itemsize))
+    def _chunks(self, by_block: bool, dtype: torch.dtype) -> Iterator[tuple[int, int, int]]:
+        """Yield (block index, start, stop): 25 chunks that need no copy, or copies of about 2 % of the matrix."""
+        num_params = self.rows.shape[1]
+        copied = num_params * self.rows.element_size() // (50 * dtype.itemsize)
+        width = max(4096, num_params // 25 if dtype == self.rows.dtype else copied)
         spans = [(i, b.start, b.stop) for i, b in enumerate(self.blocks)] if by_block else [(0, 0, self.rows.shape[1])]
         for index, first, last in spans:
             for start in range(first, last, width):

@@ -118,9 +118,9 @@ def run_round(federation: Federation, server: ServerState) -> Round:
 
 
 def affordable(updates: UpdateMatrix) -> bool:
-    """Tell whether a Gram matrix per block takes little memory: 64 MiB, or a twentieth of the updates."""
+    """Tell whether a Gram matrix per block takes little memory: 64 MiB, or a fortieth of the updates."""
     size = len(updates.blocks) * len(updates) ** 2 * torch.float64.itemsize
-    return size <= max(1 << 26, updates.rows.nbytes // 20)
+    return size <= max(1 << 26, updates.rows.nbytes // 40)
 
 
 def move(
