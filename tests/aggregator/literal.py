@@ -319,4 +319,17 @@ def clipped(rows, cohort, rule, memory):
     return mean(short, cohort, rule.rule, memory)
 
 
+def matched(rows, cohort, rule, memory):
+    """The mean times FedGH's gain: how much of any update its chain of projections puts in, counted as it goes."""
+    gain = 0.0
+    for k, order in enumerate(random_orders(cohort).tolist()):
+        h, amount = rows[k].clone(), 1.0
+        for j in order:
+            share = float(h @ rows[j]) / (float(rows[j] @ rows[j]) or 1.0)
+            if share < 0:
+                h, amount = h - share * rows[j], amount - share
+        gain += float(cohort.weights[k] / cohort.weights.sum()) * amount
+    return gain * mean(rows, cohort, rule.rule, memory)
+
+
 ida = geometric_median

@@ -216,9 +216,38 @@ def test_clipping_reaches_rules_that_read_rows_and_blocks():
         )
 
 
+def test_matched_has_the_means_direction_and_the_other_rules_step():
+    rows, cohort = rows_of([1, 0], [-1, 1]), even(2)  # the mean is (0, 1/2), FedGH's update (1/4, 3/4)
+    half = torch.tensor([0, 0.5], dtype=torch.float64)
+    for by, factor in (("gain", 1.75), ("norm", math.sqrt(10) / 2)):  # c = (1, 3/4); lengths sqrt(10)/4 and 1/2
+        result = run(build("matched", by=by), rows, cohort)
+        torch.testing.assert_close(result.update[:2], factor * half)
+        torch.testing.assert_close(result.coefficients, factor * cohort.weights)
+
+
+@pytest.mark.parametrize("scope", ["model", "layer", "block"])
+def test_matched_by_norm_is_as_long_as_the_other_rule(scope):
+    rows, cohort = random_rows(4, 6), cohort_of(6)
+    other = run(build("fedgh", scope=scope), rows, cohort).update
+    rule = build("matched", f"aggregator.rule.scope={scope}", by="norm")
+    assert float(run(rule, rows, cohort).update.norm()) == pytest.approx(float(other.norm()), rel=1e-12)
+
+
+def test_matched_by_norm_does_not_blow_up_a_mean_of_nothing():
+    rows = rows_of([1, 0], [-1, 1e-9])
+    assert float(run(build("matched", by="norm"), rows, even(2)).update.norm()) < 1e-8
+
+
+def test_matched_needs_coefficients():
+    rule = build("matched", "aggregator@aggregator.rule=median")
+    with pytest.raises(ConfigurationError, match=r"Median works coordinate by coordinate and has no gain to match"):
+        run(rule, random_rows(1, 4), cohort_of(4))
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value", "expected"),
     [
+        ("matched", "by", "length", "one of gain, norm, got 'length'"),
         ("fedgh", "order", "size", "one of random, id, cosine, loss, got 'size'"),
         ("fedgh", "scope", "tensor", "one of model, layer, block, got 'tensor'"),
         ("fedgh", "sweeps", 0, "at least 1, got 0"),
