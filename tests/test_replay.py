@@ -13,10 +13,12 @@ from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import load_file, save_file
 
 from fedgh import config, replay, train
-from fedgh.core.errors import CheckpointError
+from fedgh.core.errors import CheckpointError, DataError
 from fedgh.federation import checkpoint
 from fedgh.federation.evaluation import Evaluation
+from fedgh.federation.family import family_table, gram_from_csv, updates_of
 from fedgh.federation.recording import find, read
+from fedgh.rules import build_aggregators
 
 # Lightning against a newer PyTorch; our loaders need no workers
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
@@ -100,6 +102,29 @@ def test_another_rule_gives_another_model(run_dir, tmp_path):
     assert [float(row["coefficient_sum"]) for row in rows] == pytest.approx([1, 1, 1])
 
 
+def test_the_gram_matrix_is_written_as_text_and_stands_for_the_round(run_dir, tmp_path, monkeypatch):
+    rows = replayed(run_dir, tmp_path)
+    recording = read(find(run_dir)[1])
+    gram, cohort = gram_from_csv(tmp_path / "gram_round_000002.csv")
+    assert torch.equal(gram, recording.gram)
+    assert (cohort.client_ids, cohort.seed, cohort.round_index) == (recording.cohort.client_ids, 1, 1)
+    assert torch.equal(cohort.weights, recording.cohort.weights)
+    assert torch.equal(cohort.losses, recording.cohort.losses)
+    (line,) = family_table(updates_of(gram), cohort, build_aggregators(["fedgh"]), gram)
+    assert float(rows[1]["cosine_min"]) == pytest.approx(line["cosine_min"])
+    monkeypatch.setattr(replay, "MOST_CLIENTS", 3)
+    replayed(run_dir, tmp_path / "many")
+    assert not list((tmp_path / "many").glob("gram*"))
+    assert not list(tmp_path.rglob("*.png"))  # one rule is no family
+
+
+@pytest.mark.parametrize("text", ["", "seed,round,client,weight,loss,0\n1,2,0,1.0,0.5\n", "a,b\n1,2\n"])
+def test_a_gram_matrix_that_is_none_is_told(tmp_path, text):
+    (tmp_path / "gram.csv").write_text(text)
+    with pytest.raises(DataError, match=r"gram\.csv is no Gram matrix as fedgh-replay writes it .*; replay the round"):
+        gram_from_csv(tmp_path / "gram.csv")
+
+
 def test_a_rule_of_coordinates_has_no_coefficients(run_dir, tmp_path, capsys):
     (row,) = replayed(run_dir / "recording" / "round_000003.safetensors", tmp_path, "aggregator=median")
     assert (row["round"], row["coefficient_sum"]) == ("3", "nan")
@@ -140,7 +165,10 @@ def test_a_sweep_makes_one_table(run_dir, tmp_path, command, capsys):
     assert rows == [
         (str(number), rule, same) for number in (1, 2, 3) for rule, same in (("mean", "no"), ("fedgh", "yes"))
     ]
-    assert capsys.readouterr().out.endswith(f"written to {tmp_path / 'replay.csv'}\n")
+    pictures = [tmp_path / f"family_round_{number:06d}.png" for number in (1, 2, 3)]
+    printed = "".join(f"drawn to {path}\n" for path in pictures)
+    assert capsys.readouterr().out.endswith(f"written to {tmp_path / 'replay.csv'}\n{printed}")
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -1,4 +1,7 @@
-"""Aggregate recorded updates again under another rule, without training: ``fedgh-replay recording=<run directory>``."""
+"""Aggregate recorded updates again under another rule, without training: ``fedgh-replay recording=<run directory>``.
+
+Several rules at once (``-m aggregator=mean,fedgh,...``) give one table, and the family at a glance: a picture a round.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,16 @@ from fedgh.core.errors import CheckpointError
 from fedgh.core.updates import UpdateMatrix
 from fedgh.entry import in_sweep, launch
 from fedgh.federation.evaluation import evaluate
-from fedgh.federation.family import geometry
+from fedgh.federation.family import geometry, gram_to_csv
+from fedgh.federation.family_picture import family_figure
+from fedgh.federation.picture import save_png
 from fedgh.federation.recording import Recording, check_fits, find, hash_of, read
 from fedgh.federation.round import Federation, to_device
 
 Line = dict[str, Any]
+
+MOST_CLIENTS = 200
+"""Clients up to which a round's Gram matrix is written as CSV; that of more takes megabytes."""
 
 
 def main() -> None:
@@ -43,6 +51,8 @@ def run(cfg: DictConfig) -> float:
     recording = read(paths[0])
     federation, batch_size = rebuild(recording, paths[0], cfg)
 
+    output_dir = Path(cfg.paths.output_dir)
+    folder = Path(HydraConfig.get().sweep.dir) if in_sweep() else output_dir
     lines: list[Line] = []
     memory: State = {}
     for path in paths:
@@ -54,12 +64,14 @@ def run(cfg: DictConfig) -> float:
         federation = replace(federation, server_optimizer=config.build(stored.server_optimizer))
         line, memory = replay(federation, rule, recording, memory, batch_size)
         lines.append({"round": recording.round, "rule": rule_name(cfg), **line})
+        if len(recording.gram) <= MOST_CLIENTS:
+            gram_to_csv(folder / f"gram_round_{recording.round:06d}.csv", recording.gram, recording.cohort)
 
-    output_dir = Path(cfg.paths.output_dir)
     write_table(lines, output_dir / "replay.csv")
-    sweep_dir = Path(HydraConfig.get().sweep.dir) if in_sweep() else None
-    table = gather(sweep_dir) if sweep_dir else lines
-    sys.stdout.write(f"{text_of(table)}\nwritten to {(sweep_dir or output_dir) / 'replay.csv'}\n")
+    table = gather(folder) if in_sweep() else lines
+    pictures = draw(table, folder)
+    sys.stdout.write(f"{text_of(table)}\nwritten to {folder / 'replay.csv'}\n")
+    sys.stdout.writelines(f"drawn to {path}\n" for path in pictures)
     return sum(float(line["acc"]) for line in lines) / len(lines)
 
 
@@ -144,6 +156,22 @@ def gather(sweep_dir: Path) -> list[Line]:
         lines.sort(key=lambda line: int(line["round"]))  # stable: the jobs' order within a round
         write_table(lines, sweep_dir / "replay.csv")
     return lines
+
+
+def draw(lines: Sequence[Line], folder: Path) -> list[Path]:
+    """Draw the family at a glance, a picture for each round that was aggregated under several rules."""
+    rounds: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        numbers = {key: float(value) for key, value in line.items() if key not in ("round", "rule", "same_as_run")}
+        rounds.setdefault(int(line["round"]), []).append({"rule": line["rule"], **numbers})
+    paths = []
+    for number, rows in sorted(rounds.items()):
+        if len(rows) > 1:
+            paths.append(folder / f"family_round_{number:06d}.png")
+            aside = paths[-1].with_suffix(f".{os.getpid()}.tmp")
+            save_png(family_figure(rows), aside)
+            aside.replace(paths[-1])
+    return paths
 
 
 def read_table(path: Path) -> list[Line]:

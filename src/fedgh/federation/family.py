@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedgh.aggregator.base import Aggregate, Aggregator
-from fedgh.core.errors import FedGHError
+from fedgh.core.errors import DataError, FedGHError
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
 
@@ -96,3 +98,53 @@ def updates_of(gram: Tensor) -> UpdateMatrix:
     """
     values, vectors = torch.linalg.eigh(gram)
     return UpdateMatrix.of(vectors * values.clamp_min(0).sqrt())
+
+
+_COHORT = ("seed", "round", "client", "weight", "loss")
+
+
+def gram_to_csv(path: Path, gram: Tensor, cohort: Cohort) -> None:
+    """Write all that rules of the Gram family need of a round as CSV: a line a client, every digit kept.
+
+    Columns: seed, round (from 1), client, weight, loss, and the products with every client, named by its id.
+
+    Args:
+        path: The file.
+        gram: M, ``(clients, clients)`` float64.
+        cohort: Ids, weights and losses of these clients.
+    """
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_COHORT, *cohort.client_ids])
+        for client, weight, loss, products in zip(
+            cohort.client_ids, cohort.weights.tolist(), cohort.losses.tolist(), gram.tolist(), strict=True
+        ):
+            writer.writerow([cohort.seed, cohort.round_index + 1, client, weight, loss, *products])
+
+
+def gram_from_csv(path: Path) -> tuple[Tensor, Cohort]:
+    """Read what :func:`gram_to_csv` wrote: the Gram matrix and the cohort.
+
+    Raises:
+        DataError: If the file is missing or something else.
+    """
+    try:
+        with path.open(newline="") as file:
+            head, *lines = list(csv.reader(file))
+        seeds, rounds, ids, weights, losses, *products = (
+            [float(cell) for cell in column] for column in zip(*lines, strict=True)
+        )
+        gram = torch.tensor(products, dtype=torch.float64)
+        if tuple(head[:5]) != _COHORT or head[5:] != [f"{k:.0f}" for k in ids] or gram.shape != (len(ids), len(ids)):
+            raise ValueError("other columns or lines than expected")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is no Gram matrix as fedgh-replay writes it ({error}); replay the round again"
+        ) from error
+    return gram.T.contiguous(), Cohort(
+        client_ids=tuple(int(k) for k in ids),
+        weights=torch.tensor(weights, dtype=torch.float64),
+        losses=torch.tensor(losses, dtype=torch.float64),
+        seed=int(seeds[0]),
+        round_index=int(rounds[0]) - 1,
+    )
