@@ -11,7 +11,7 @@ from fedgh import config
 from fedgh.core.errors import ConfigurationError
 from fedgh.entry import launch
 from fedgh.report.page import write_page
-from fedgh.report.runs import find_runs
+from fedgh.report.runs import gather
 from fedgh.report.write import write_report
 
 
@@ -37,7 +37,8 @@ def run(cfg: DictConfig) -> None:
         sys.stdout.write(f"page of {cfg.run}\nwritten to {write_page(Path(str(cfg.run)), output_dir)}\n")
         return
     folders = list(cfg.runs) if isinstance(cfg.runs, ListConfig) else [cfg.runs]
-    text = write_report(find_runs(Path(folder) for folder in folders), output_dir)
+    runs, problems = gather(Path(str(folder)) for folder in folders)
+    text = write_report(runs, output_dir, problems)
     sys.stdout.write(f"{text}\nwritten to {output_dir}\n")
 
 

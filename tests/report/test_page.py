@@ -12,7 +12,8 @@ from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.federation.recorder import CsvTable
 from fedgh.federation.tables import write_rows
 from fedgh.partition.base import Partition
-from fedgh.report.page import open_run, write_page
+from fedgh.report.page import write_page
+from fedgh.report.run import open_run
 
 PICTURES = {"rounds", "partition", "sorted_cosines", "cosine_history", "layers", "cosine_matrix", "projections", "harm"}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedgh.federation.picture import BLUE, COLOURS, FAINT, GRID, INK, _figure, _plain
+from fedgh.federation.picture import BLUE, COLOURS, FAINT, GRID, INK, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def family_figure(rows: Sequence[Mapping[str, Any]], highlight: Sequence[str] = 
         highlight: Rules whose name is set in colour.
     """
     rows = sorted(rows, key=lambda row: np.nan_to_num(row["cosine_min"], nan=-2.0))
-    figure = _figure(9.5, 1.3 + 0.27 * len(rows))
+    figure = new_figure(9.5, 1.3 + 0.27 * len(rows))
     cosines, norms, coefficients = figure.subplots(1, 3, sharey=True, gridspec_kw={"width_ratios": [1.5, 1, 1]})
     _range(cosines, rows, ("cosine_min", "cosine_mean"), zero=0.0)
     left, right = cosines.get_xlim()
@@ -50,7 +50,7 @@ def family_figure(rows: Sequence[Mapping[str, Any]], highlight: Sequence[str] = 
 
 def _range(axes: Axes, rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...], zero: float) -> None:
     """Draw one or two measures per rule as dots, joined, around a line that means nothing has changed."""
-    _plain(axes)
+    plain(axes)
     axes.axvline(zero, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     values = np.array([[float(row[key]) for key in keys] for row in rows]).reshape(len(rows), len(keys))
     shown = np.clip(values, -_MOST, _MOST)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,78 @@ _FRAGMENT_HEADER = 7
 _FULL, _FIRST, _LAST = 1, 2, 4
 
 
-def history(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the logged rows of one ``run-<id>.wandb`` file, in order; nested keys are joined by dots."""
+@dataclass
+class Contents:
+    """What one offline file says of its run.
+
+    Attributes:
+        config: As it was logged, nested.
+        rows: The logged rows, in order; nested keys are joined by dots.
+        summary: Closing values, by top-level key.
+        environment: ``commit``, ``command``, ``cpu``, ``cpu_count`` and ``gpu``, as far as W&B recorded them.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def contents(path: Path) -> Contents:
+    """Read one ``run-<id>.wandb`` file as far as it is whole.
+
+    Raises:
+        ValueError: If it is no such file.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2
 
+    found = Contents()
     for payload in _records(path.read_bytes()):
         record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-        record.ParseFromString(payload)
-        if record.WhichOneof("record_type") == "history":
-            yield {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+        try:
+            record.ParseFromString(payload)
+        except DecodeError as error:
+            raise ValueError("it is not an offline file of W&B") from error
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            found.rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+        elif kind in ("run", "config"):
+            updates = record.run.config.update if kind == "run" else record.config.update
+            found.config |= {
+                i.key or i.nested_key[0]: json.loads(i.value_json) for i in updates if len(i.nested_key) < 2
+            }
+        elif kind == "summary":
+            items = record.summary.update
+            found.summary |= {
+                i.key or i.nested_key[0]: json.loads(i.value_json) for i in items if len(i.nested_key) < 2
+            }
+        elif kind == "environment":
+            found.environment |= _environment(record.environment)
+    return found
+
+
+def _updates(record: Any) -> dict[str, Any]:
+    """Return the new values of top-level keys; parts of a picture or histogram are left out."""
+    items = [item for item in record.update if len(item.nested_key) < 2]
+    return {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
+
+
+def _environment(seen: Any) -> dict[str, Any]:
+    """Return what W&B recorded of commit, command and hardware; it sends them in several records."""
+    told = {
+        "commit": seen.git.commit,
+        "command": " ".join([Path(seen.program).name, *seen.args]) if seen.program else "",
+        "cpu": seen.cpu.model,
+        "cpu_count": seen.cpu_count,
+        "gpu": seen.gpu_type,
+    }
+    return {key: value for key, value in told.items() if value}
+
+
+def history(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the logged rows of one ``run-<id>.wandb`` file, in order; nested keys are joined by dots."""
+    yield from contents(path).rows
 
 
 def offline_files(run_dir: Path, run_id: str) -> list[Path]:

@@ -41,7 +41,7 @@ def partition_figure(class_counts: ArrayLike) -> Figure:
     num_clients, num_classes = counts.shape
     width = float(np.clip(0.24 * num_clients + 2.5, 6.5, 14))
     height = float(np.clip(0.24 * num_classes + 2.6, 4.6, 9))
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     sizes, grid = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, max(2.6, height - 2)]})
     _draw_sizes(sizes, counts.sum(axis=1))
     draw = _draw_bubbles if counts.size <= MOST_BUBBLES else _draw_heat
@@ -49,7 +49,7 @@ def partition_figure(class_counts: ArrayLike) -> Figure:
     _ticks(grid.xaxis, np.arange(num_clients))
     _ticks(grid.yaxis, np.arange(num_classes))
     grid.set(xlabel="Client", ylabel="Class", xlim=(-0.7, num_clients - 0.3), ylim=(num_classes - 0.4, -0.6))
-    sizes.set_title(f"{counts.sum():,} samples of {num_classes} classes over {num_clients} clients", **_TITLE)
+    sizes.set_title(f"{counts.sum():,} samples of {num_classes} classes over {num_clients} clients", **TITLE)
     figure.align_ylabels()
     return figure
 
@@ -67,14 +67,14 @@ def cosine_figure(cosines: ArrayLike, client_ids: Sequence[int], label_shares: A
     side = float(np.clip(0.26 * len(client_ids) + 2.2, 4.8, 11))
     shares = None if label_shares is None else np.asarray(label_shares, dtype=float)
     if shares is None:
-        figure = _figure(side + 0.9, side)
+        figure = new_figure(side + 0.9, side)
         axes = figure.subplots()
     else:
         ratio = float(np.clip(shares.shape[1] / max(len(client_ids), 1), 0.22, 0.5))
-        figure = _figure(side * (1 + ratio) + 1.1, side)
+        figure = new_figure(side * (1 + ratio) + 1.1, side)
         labels, axes = figure.subplots(1, 2, gridspec_kw={"width_ratios": [ratio, 1]})
         _draw_labels(labels, shares, client_ids)
-    _plain(axes)
+    plain(axes)
     image = axes.imshow(values, cmap=_colour_map("RdBu"), vmin=-1, vmax=1, interpolation="nearest")
     _bar(figure, axes, image, "Cosine of two updates", "{:+.2f}")
     if len(client_ids) <= MOST_NUMBERS:
@@ -84,7 +84,7 @@ def cosine_figure(cosines: ArrayLike, client_ids: Sequence[int], label_shares: A
     off_diagonal = values[np.triu_indices(len(client_ids), k=1)].compressed()
     share = f"{np.mean(off_diagonal < 0):.0%}" if off_diagonal.size else "none"
     axes.set(xlabel="Client", ylabel="Client" if shares is None else "")
-    axes.set_title(f"{share} of {off_diagonal.size:,} pairs in conflict", **_TITLE)
+    axes.set_title(f"{share} of {off_diagonal.size:,} pairs in conflict", **TITLE)
     return figure
 
 
@@ -95,9 +95,9 @@ def sorted_cosines_figure(curves: Mapping[str, ArrayLike], title: str = "") -> F
         curves: Label -> cosines in any order; NaN is left out, and so is a curve equal to the one before it.
         title: What and when.
     """
-    figure = _figure(7.5, 3.9)
+    figure = new_figure(7.5, 3.9)
     axes = figure.subplots()
-    _plain(axes)
+    plain(axes)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     drawn: list[tuple[str, NDArray[Any]]] = []
     for label, values in curves.items():
@@ -117,7 +117,7 @@ def sorted_cosines_figure(curves: Mapping[str, ArrayLike], title: str = "") -> F
     axes.set_ylabel("Cosine of two updates", color=INK)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.2g}" if value else "0")
     if title:
-        axes.set_title(title, **_TITLE)
+        axes.set_title(title, **TITLE)
     if drawn:
         axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
     return figure
@@ -133,14 +133,14 @@ def cosine_history_figure(rounds: Sequence[int], edges: ArrayLike, histograms: M
     """
     borders = np.asarray(edges, dtype=float)
     panels = {label: np.asarray(counts, dtype=float) for label, counts in histograms.items()}
-    figure = _figure(9.5, 1.2 + 2.5 * len(panels))
+    figure = new_figure(9.5, 1.2 + 2.5 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     filled = np.flatnonzero(np.sum([counts.sum(axis=1) for counts in panels.values()], axis=0))
     low, high = (borders[filled[0]], borders[filled[-1] + 1]) if filled.size else (-1.0, 1.0)
     shares = {label: counts / np.maximum(counts.sum(axis=0), 1) for label, counts in panels.items()}
     most = max((float(share.max(initial=0)) for share in shares.values()), default=0) or 1.0
     for axes, (label, share) in zip(grid, shares.items(), strict=True):
-        _plain(axes)
+        plain(axes)
         image = axes.pcolormesh(
             np.arange(len(rounds) + 1) - 0.5,
             borders,
@@ -152,7 +152,7 @@ def cosine_history_figure(rounds: Sequence[int], edges: ArrayLike, histograms: M
         axes.axhline(0, color=RED, linewidth=1.1, linestyle=(0, (4, 3)))
         axes.set_ylabel("Cosine", color=INK)
         axes.set_ylim(min(low, 0) - 0.02, max(high, 0) + 0.02)
-        axes.set_title(label, **_TITLE)
+        axes.set_title(label, **TITLE)
         _bar(figure, axes, image, "Pairs (%)", "{:.3g}")
     _ticks(grid[-1].xaxis, np.asarray(rounds))
     grid[-1].set_xlabel("Round", color=INK)
@@ -170,7 +170,7 @@ def layer_figure(rounds: Sequence[int], layers: Sequence[str], ratio: ArrayLike,
     """
     height = float(np.clip(0.24 * len(layers), 1.0, 5.0))
     width = float(np.clip(0.07 * max(map(len, layers), default=0), 0.3, 2.5))
-    figure = _figure(9 + width, 1.5 + 2 * (height + 0.45))
+    figure = new_figure(9 + width, 1.5 + 2 * (height + 0.45))
     upper, lower = figure.subplots(2, 1, sharex=True)
     means = np.asarray(cosine_mean, dtype=float)
     most = float(np.nanmax(np.abs(means), initial=0.05))
@@ -178,7 +178,7 @@ def layer_figure(rounds: Sequence[int], layers: Sequence[str], ratio: ArrayLike,
         (upper, 100 * np.asarray(ratio, dtype=float), "OrRd", 0, 100, "Pairs in conflict (%)", "{:.0f}"),
         (lower, means, "RdBu", -most, most, "Mean cosine", "{:+.2f}"),
     ):
-        _plain(axes)
+        plain(axes)
         image = axes.imshow(
             np.ma.masked_invalid(values).reshape(len(layers), len(rounds)),
             cmap=_colour_map(colours),
@@ -187,7 +187,7 @@ def layer_figure(rounds: Sequence[int], layers: Sequence[str], ratio: ArrayLike,
             aspect="auto",
             interpolation="nearest",
         )
-        axes.set_title(label, **_TITLE)
+        axes.set_title(label, **TITLE)
         _ticks(axes.yaxis, np.asarray(layers))
         _bar(figure, axes, image, "", number)
     _ticks(lower.xaxis, np.asarray(rounds))
@@ -204,9 +204,9 @@ def projection_figure(counts: ArrayLike, client_ids: Sequence[int]) -> Figure:
     """
     values = np.asarray(counts, dtype=float)
     side = float(np.clip(0.26 * len(client_ids) + 2.2, 4.8, 11))
-    figure = _figure(side + 0.9, side)
+    figure = new_figure(side + 0.9, side)
     axes = figure.subplots()
-    _plain(axes)
+    plain(axes)
     colours = _colour_map("Purples").with_extremes(bad="white")
     image = axes.imshow(np.ma.masked_equal(values, 0), cmap=colours, vmin=0, vmax=values.max(initial=1))
     axes.set_facecolor("white")
@@ -214,7 +214,7 @@ def projection_figure(counts: ArrayLike, client_ids: Sequence[int]) -> Figure:
     for axis in (axes.xaxis, axes.yaxis):
         _ticks(axis, np.asarray(client_ids))
     axes.set(xlabel="... against the update of client", ylabel="Update of client projected ...")
-    axes.set_title(f"{values.sum():,.0f} projections in all", **_TITLE)
+    axes.set_title(f"{values.sum():,.0f} projections in all", **TITLE)
     return figure
 
 
@@ -233,9 +233,9 @@ def harm_figure(
     mean, chosen = np.asarray(under_mean, dtype=float), np.asarray(under_chosen, dtype=float)
     order = np.argsort(-chosen, kind="stable")[:MOST_CLIENTS]
     places = np.arange(len(order))
-    figure = _figure(7.5, float(np.clip(0.2 * len(order) + 1.6, 3, 9.5)))
+    figure = new_figure(7.5, float(np.clip(0.2 * len(order) + 1.6, 3, 9.5)))
     axes = figure.subplots()
-    _plain(axes)
+    plain(axes)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.hlines(places, mean[order], chosen[order], color=GRID, linewidth=2.2, zorder=1)
     axes.scatter(mean[order], places, s=30, color="white", edgecolors=FAINT, linewidths=1.3, label="Mean", zorder=2)
@@ -249,7 +249,7 @@ def harm_figure(
     axes.set_xlabel("Change of the loss on its own training data", color=INK)
     axes.set_ylabel("Client")
     harmed = f"{int((chosen > 0).sum())} of {len(chosen)} clients harmed, {int((mean > 0).sum())} under the mean"
-    axes.set_title(f"{title}: {harmed}" if title else harmed, **_TITLE)
+    axes.set_title(f"{title}: {harmed}" if title else harmed, **TITLE)
     axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
@@ -262,13 +262,13 @@ def run_figure(runs: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
             pairs with a negative cosine, 0 to 1), equally long. NaN marks a round without that measurement and is left
             out of the line.
     """
-    figure = _figure(7.5, 5.6)
+    figure = new_figure(7.5, 5.6)
     accuracy, conflict = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1.6, 1]})
     for axes, column, name in (
         (accuracy, "accuracy", "Test accuracy (%)"),
         (conflict, "conflict_ratio", "Pairs in conflict (%)"),
     ):
-        _plain(axes)
+        plain(axes)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_ylabel(name, color=INK)
         for index, (label, columns) in enumerate(runs.items()):
@@ -277,7 +277,7 @@ def run_figure(runs: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     conflict.set_xlabel("Round", color=INK)
     conflict.locator_params(axis="x", integer=True)
     if len(runs) == 1:
-        accuracy.set_title(next(iter(runs)), **_TITLE)
+        accuracy.set_title(next(iter(runs)), **TITLE)
     elif runs:
         handles = accuracy.get_lines()
         figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=10, labelcolor=INK)
@@ -292,10 +292,10 @@ def save_png(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, format="png", dpi=150, facecolor="white")
 
 
-_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": INK, "pad": 10}
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": INK, "pad": 10}
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, inches, that lays itself out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -307,7 +307,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
     """Take away what carries no information."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -342,7 +342,7 @@ def _bar(figure: Figure, axes: Axes, image: Any, label: str, number: str) -> Non
 
 def _draw_sizes(axes: Axes, sizes: NDArray[Any]) -> None:
     """Draw samples per client as columns, with the mean as a line."""
-    _plain(axes)
+    plain(axes)
     axes.bar(np.arange(len(sizes)), sizes, width=0.72, color=BLUE)
     axes.axhline(sizes.mean(), color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_ylabel("Samples", color=INK)
@@ -352,7 +352,7 @@ def _draw_sizes(axes: Axes, sizes: NDArray[Any]) -> None:
 
 def _draw_bubbles(figure: Figure, axes: Axes, counts: NDArray[Any]) -> None:
     """Draw each count as a disc whose area is the number of samples."""
-    _plain(axes)
+    plain(axes)
     num_clients, num_classes = counts.shape
     clients, classes = np.nonzero(counts)
     axes.grid(color=GRID, linewidth=0.7)
@@ -366,7 +366,7 @@ def _draw_heat(figure: Figure, axes: Axes, counts: NDArray[Any]) -> None:
     """Draw counts as colours on a logarithmic scale; white is none."""
     from matplotlib.colors import LogNorm
 
-    _plain(axes)
+    plain(axes)
     norm = LogNorm(vmin=1, vmax=max(2, int(counts.max())))
     values = np.ma.masked_equal(counts.T, 0)
     colours = _colour_map("YlGnBu").with_extremes(bad="white")
@@ -376,13 +376,13 @@ def _draw_heat(figure: Figure, axes: Axes, counts: NDArray[Any]) -> None:
 
 def _draw_labels(axes: Axes, shares: NDArray[Any], client_ids: Sequence[int]) -> None:
     """Draw each client's label distribution as a row of greys."""
-    _plain(axes)
+    plain(axes)
     axes.spines["bottom"].set_visible(False)
     axes.imshow(shares, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     _ticks(axes.yaxis, np.asarray(client_ids))
     _ticks(axes.xaxis, np.arange(shares.shape[1]))
     axes.set(xlabel="Class", ylabel="Client")
-    axes.set_title("Labels", **_TITLE)
+    axes.set_title("Labels", **TITLE)
 
 
 def _write_numbers(axes: Axes, values: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
-from fedgh.core.errors import DataError, FedGHError
+from fedgh.core.errors import FedGHError
 from fedgh.federation import picture
-from fedgh.federation.recorder import read_csv
 from fedgh.federation.tables import count_projections, layer_history, read_rounds, read_rows
 from fedgh.metric.observatory import label_entropy, label_order, label_shares
 from fedgh.partition.base import Partition
-from fedgh.report.runs import Run, flatten
+from fedgh.report.run import Run, flatten, open_run
 from fedgh.report.style import STYLE
 from fedgh.report.table import short
 
@@ -112,32 +109,6 @@ def write_page(directory: Path, folder: Path) -> Path:
     path = folder / "report.html"
     path.write_text(_html(run, page), encoding="utf-8")
     return path
-
-
-def open_run(directory: Path) -> Run:
-    """Return a run in whatever state it is; without a summary or any round yet, those are empty.
-
-    Raises:
-        DataError: If the directory is not that of a run, or a file of it cannot be read.
-    """
-    if not directory.is_dir():
-        raise DataError(f"run={directory} is not a directory; expected a run such as logs/train/runs/<time>")
-    if not (directory / "config.yaml").is_file():
-        raise DataError(
-            f"run={directory} is not a run: it has no config.yaml, as fedgh-train writes it; expected a directory such "
-            "as logs/train/runs/<time>; for a folder of runs type runs=<folder>"
-        )
-    try:
-        settings = flatten(yaml.safe_load((directory / "config.yaml").read_text()))
-        summary, provenance = (_json(directory / name) for name in ("summary.json", "provenance.json"))
-        table = directory / "metrics.csv"
-        rows = read_csv(table) if table.is_file() else []
-        missing = {"num_rounds", "seed", "algorithm._target_", "aggregator._target_"} - settings.keys()
-        if missing:
-            raise ValueError(f"config.yaml lacks {', '.join(sorted(missing))}")
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"run {directory} cannot be read: {error}; was it written by fedgh-train?") from error
-    return Run(directory, settings, summary, provenance, rows)
 
 
 def _curves(page: Page, run: Run) -> None:
@@ -389,13 +360,6 @@ def _rule(run: Run) -> str:
 
 def _short_target(target: str) -> str:
     return target.removeprefix("fedgh.")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} does not hold a mapping")
-    return content
 
 
 def _cell(value: Any) -> str:

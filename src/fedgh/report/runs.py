@@ -1,97 +1,114 @@
-"""Finished runs, read back from their directories."""
+"""Many runs: found below folders and in what W&B gives out, each counted once."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedgh.core.errors import DataError
-from fedgh.federation.recorder import read_csv
+from fedgh.report.run import Run, open_run
+from fedgh.report.wandb_files import read_export, read_offline
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One finished run.
+def gather(sources: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Read every finished run below some folders, and in files that W&B gave out.
 
-    Attributes:
-        path: Its directory.
-        settings: Its resolved config as flat keys, ``{"algorithm.local_epochs": 5, ...}``.
-        summary: Closing numbers.
-        provenance: Commit, versions, hardware, command.
-        rows: One mapping of metrics per round.
+    Args:
+        sources: Folders, ``run-<id>.wandb`` files, or CSV files exported from W&B's table of runs.
+
+    Returns:
+        The finished runs, each once, in the order of their paths; and, a sentence each, what was left out, why, and
+        what can be done about it.
+
+    Raises:
+        DataError: If nothing there is a run.
     """
+    found: list[Run] = []
+    problems: list[str] = []
+    sources = [Path(source) for source in sources]
+    for source in sources:
+        if not source.exists():
+            problems.append(f"runs={source} does not exist; expected a folder such as logs/train.")
+        for read, files in _readers(source):
+            try:
+                found += read(files)
+            except DataError as error:
+                problems.append(f"{error}; mend it, or leave it out of runs=.")
+    if not found:
+        names = ", ".join(map(str, sources))
+        told = (
+            f"no run below {names}; expected directories with provenance.json, as fedgh-train writes them, .wandb "
+            "files, or a CSV exported from W&B's table of runs; type runs=<such a folder or file>"
+        )
+        raise DataError("\n".join([told, *problems]))
+    problems += [_unfinished(run) for run in found if not run.finished]
+    runs, repeats = once([run for run in found if run.finished])
+    return runs, problems + repeats
 
-    path: Path
-    settings: Mapping[str, Any]
-    summary: Mapping[str, float]
-    provenance: Mapping[str, Any]
-    rows: list[dict[str, float]]
 
-    @property
-    def finished(self) -> bool:
-        """Whether it ran all its rounds."""
-        return bool(self.summary.get("rounds", 0) >= self.settings["num_rounds"])
-
-    def curve(self, metric: str) -> list[float]:
-        """Return a metric per round; NaN where it was not measured."""
-        return [row.get(metric, float("nan")) for row in self.rows]
+def _readers(source: Path) -> Iterator[tuple[Callable[[Any], list[Run]], Any]]:
+    """Yield what is to be read, and how; W&B's files inside a run's directory say nothing that it does not."""
+    if source.suffix == ".csv":
+        yield read_export, source
+    elif source.suffix == ".wandb":
+        yield read_offline, [source]
+    else:
+        directories = {path.parent for path in source.rglob("provenance.json")}
+        for directory in sorted(directories):
+            yield (lambda path: [open_run(path)]), directory
+        loose = [file for file in sorted(source.rglob("run-*.wandb")) if directories.isdisjoint(file.parents)]
+        for name in dict.fromkeys(file.name for file in loose):
+            yield read_offline, [file for file in loose if file.name == name]
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Return every finished run below some folders, in the order of their paths; unfinished ones are named in the log.
+    """Return every finished run below some folders; what is left out is said in the log.
 
     Raises:
         DataError: If there is none.
     """
-    folders = [Path(folder) for folder in folders]
-    directories = sorted({path.parent for folder in folders for path in folder.rglob("provenance.json")})
-    runs = []
-    for directory in directories:
-        run = load_run(directory)
-        if run is not None and run.finished:
-            runs.append(run)
-        else:
-            log.warning("%s is not finished; go on with it: fedgh-train resume=%s", directory, directory)
+    runs, problems = gather(folders)
+    for problem in problems:
+        log.warning("%s", problem)
     if not runs:
-        names = ", ".join(map(str, folders))
-        raise DataError(
-            f"no finished run below {names} ({len(directories)} unfinished); expected directories with summary.json, "
-            "as fedgh-train writes them; type runs=<such a folder>"
-        )
+        raise DataError("none of these runs is finished:\n" + "\n".join(problems))
     return runs
 
 
-def load_run(directory: Path) -> Run | None:
-    """Return a run, or None if it has not come to its summary.
+def once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Keep one of the runs that share all that decides the outcome, and the seed: the last in order.
 
-    Raises:
-        DataError: If one of its files cannot be read.
+    Returns:
+        The runs kept; and a sentence for every one that is not and came out differently.
     """
-    files = [directory / name for name in ("config.yaml", "summary.json", "provenance.json", "metrics.csv")]
-    if not all(path.is_file() for path in files):
-        return None
-    try:
-        settings = flatten(yaml.safe_load(files[0].read_text()))
-        summary, provenance = (json.loads(path.read_text()) for path in files[1:3])
-        return Run(directory, settings, summary, provenance, read_csv(files[3]))
-    except (yaml.YAMLError, ValueError, KeyError) as error:
-        raise DataError(f"run {directory} cannot be read: {error}; remove it or leave it out of runs=") from error
+    kept: dict[str, Run] = {}
+    notes = []
+    for run in runs:
+        key = json.dumps([run.seed, run.outcome()], sort_keys=True, default=str)
+        other = kept.get(key)
+        if other is not None and other.rows and not run.rows:
+            run, other = other, run  # the one that knows its rounds
+        if other is not None and other.summary.get("final/acc") != run.summary.get("final/acc"):
+            notes.append(
+                f"{other.path} and {run.path} have the same settings and seed {run.seed} but ended at "
+                f"{_percent(other)} and {_percent(run)} (commits {other.provenance.get('commit')} and "
+                f"{run.provenance.get('commit')}); only the second is counted. Leave one of them out of runs=."
+            )
+        kept[key] = run
+    return list(kept.values()), notes
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _unfinished(run: Run) -> str:
+    done = int(run.rows[-1]["round"]) if run.rows else int(run.summary.get("rounds", 0))
+    told = f"{run.path} is not finished ({done} of {run.settings['num_rounds']} rounds) and is left out"
+    return f"{told}; go on with it: fedgh-train resume={run.path}" if run.path.is_dir() else f"{told}."
+
+
+def _percent(run: Run) -> str:
+    value = run.summary.get("final/acc")
+    return "no accuracy" if value is None else f"{value:.2%}"

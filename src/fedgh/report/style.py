@@ -27,6 +27,10 @@ th, td { padding: 5px 12px; text-align: right; font-variant-numeric: tabular-num
 td { border-bottom: 1px solid var(--line); }
 table.names td { text-align: left; overflow-wrap: anywhere; }
 table.names td:first-child { color: var(--faint); white-space: nowrap; }
+table.report td { vertical-align: top; white-space: nowrap; }
+table.report td:first-child, table.report th:first-child { text-align: left; }
+table.report small { color: var(--faint); }
+h3 { font-size: 16px; margin: 32px 0 8px; }
 summary { cursor: pointer; color: var(--blue); margin: 12px 0; }
 @media print { body { background: white; } main { padding: 0; } figure { break-inside: avoid; } }
 """

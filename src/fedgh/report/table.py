@@ -7,10 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from fedgh.report.runs import Run
+from fedgh.report.compare import paired_gain
+from fedgh.report.cost import cost_line
+from fedgh.report.run import Run
 
-IGNORED = ("seed", "paths.", "logger.", "tags", "resume", "trainer.", "checkpoint.", "callback.", "task_name", "name")
-"""Settings that do not change what is computed, or that rows are averaged over."""
+Setting = tuple[tuple[str, Any], ...]
+"""Keys and values, of the settings in which runs differ."""
 
 MEASURES = {
     "final": "final/acc",
@@ -27,18 +29,10 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         what = {key: short(run.settings.get(key)) for key in keys}
         numbers = {name: run.summary.get(key) for name, key in MEASURES.items()}
-        cost = sum(row.get("time/train_seconds", 0.0) for row in run.rows)
-        behind = {
-            "rounds": run.summary["rounds"],
-            "train_seconds": round(cost, 1),
-            "commit": run.provenance["commit"],
-            "torch": run.provenance["versions"]["torch"],
-            "device": run.provenance["device"],
-            "cpu": run.provenance["cpu"],
-            "threads": run.provenance["threads"],
-            "command": run.provenance["command"],
-        }
-        lines.append({**what, "seed": run.settings["seed"], **numbers, **behind})
+        behind = {name: value for name, value in cost_line([run]).items() if name not in ("runs", "hardware")}
+        known = {name: run.provenance.get(name) for name in ("commit", "device", "cpu", "threads", "command")}
+        known["torch"] = run.provenance.get("versions", {}).get("torch")
+        lines.append({**what, "seed": run.seed, **numbers, **behind, **known, "run": str(run.path)})
     return pd.DataFrame(lines)
 
 
@@ -54,60 +48,63 @@ def seeds_table(runs: Sequence[Run]) -> pd.DataFrame:
     return result.assign(seeds=grouped.size()).reset_index()
 
 
-def paired_gain(runs: Sequence[Run], measure: str = "final") -> pd.DataFrame:
+def paired_gains(runs: Sequence[Run], measure: str = "final") -> pd.DataFrame:
     """Compare every aggregator with the mean, seed by seed, where all other settings agree.
 
     Returns:
-        Per setting and aggregator: mean gain, its standard error, the number of pairs, and the p-value of a two-sided
-        paired t-test (NaN below two pairs).
+        Per setting and aggregator: what :func:`fedgh.report.compare.paired_gain` says, in shares of the test set.
     """
-    from scipy import stats
-
+    scores = {
+        setting: {run.seed: run.summary[MEASURES[measure]] for run in alike if MEASURES[measure] in run.summary}
+        for setting, alike in by_setting(runs).items()
+    }
+    means = {_others(setting): score for setting, score in scores.items() if ("aggregator._target_", "Mean") in setting}
     rows = []
-    others = [key for key in differing(runs) if not key.startswith("aggregator.")]
-    table = runs_table(runs).assign(aggregator=[short(run.settings["aggregator._target_"]) for run in runs])
-    for setting, group in table.groupby(others, sort=False, dropna=False) if others else [((), table)]:
-        scores = group.pivot_table(index="seed", columns="aggregator", values=measure)
-        for name in [c for c in scores.columns if c != "Mean" and "Mean" in scores.columns]:
-            gains = (scores[name] - scores["Mean"]).dropna()
-            test = (
-                stats.ttest_rel(scores.loc[gains.index, name], scores.loc[gains.index, "Mean"])
-                if len(gains) > 1
-                else None
-            )
-            rows.append(
-                {
-                    **dict(zip(others, setting, strict=True)),
-                    "aggregator": name,
-                    "gain": gains.mean(),
-                    "standard_error": gains.std() / len(gains) ** 0.5,
-                    "pairs": len(gains),
-                    "p_value": test.pvalue if test else float("nan"),
-                }
-            )
+    for setting, ours in scores.items():
+        baseline = means.get(_others(setting))
+        if baseline is not None and baseline is not ours:
+            gain = paired_gain(ours, baseline)
+            line = {"gain": gain.mean, "low": gain.low, "high": gain.high, "p_value": gain.p_value, "pairs": gain.pairs}
+            rows.append({**dict(setting), **line})
     return pd.DataFrame(rows)
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """Return the settings that take more than one value over the runs, leaving out what does not change the outcome.
+def _others(setting: Setting) -> Setting:
+    return tuple(item for item in setting if not item[0].startswith("aggregator."))
 
-    A setting that only some of the chosen parts have says nothing that the part's name does not.
-    """
-    keys = [key for key in runs[0].settings if all(key in run.settings for run in runs)]
-    kept = [key for key in keys if not key.startswith(IGNORED)]
-    return [key for key in kept if len({repr(run.settings.get(key)) for run in runs}) > 1]
+
+def by_setting(runs: Sequence[Run]) -> dict[Setting, list[Run]]:
+    """Group runs by the settings in which they differ; the aggregator's own come last."""
+    groups: dict[Setting, list[Run]] = {}
+    keys = sorted(differing(runs), key=lambda key: key.startswith("aggregator."))
+    for run in runs:
+        setting = tuple((key, short(run.settings[key])) for key in keys if run.settings.get(key) is not None)
+        groups.setdefault(setting, []).append(run)
+    return groups
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Return the settings that take more than one value over the runs that have them, but for those without effect."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.outcome().items():
+            values.setdefault(key, set()).add(repr(value))
+    return [key for key, taken in values.items() if len(taken) > 1]
 
 
 def short(value: Any) -> Any:
-    """Return the last part of an import path; anything else as it is."""
+    """Return the last part of an import path, a list as text, and anything else as it is."""
+    if isinstance(value, list):
+        return str(value)
     return value.rsplit(".", 1)[1] if isinstance(value, str) and value.startswith("fedgh.") else value
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Return a table as GitHub Markdown; shares with two decimals in percent are the caller's business."""
-    header = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + " --- |" * len(table.columns)]
-    return "\n".join(header + ["| " + " | ".join(map(_cell, row)) + " |" for row in table.to_numpy().tolist()]) + "\n"
+def cells_of_table(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows as text, numbers with four digits; what is not known is left empty."""
+    return list(map(str, table.columns)), [[_cell(value) for value in row] for row in table.to_numpy().tolist()]
 
 
 def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,32 +1,175 @@
-"""Turns finished runs into files that a reader opens: CSV, Markdown and a picture."""
+"""Turns finished runs into files that a reader opens: Markdown, one HTML page, CSV and pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fedgh.federation.picture import run_figure, save_png
-from fedgh.report.runs import Run
-from fedgh.report.table import differing, markdown, paired_gain, runs_table, seeds_table, short
+import pandas as pd
+
+from fedgh.federation.picture import run_figure
+from fedgh.paper.matrix import places
+from fedgh.report import paper_figures
+from fedgh.report.cells import Result, results
+from fedgh.report.cost import cost_line
+from fedgh.report.document import Document
+from fedgh.report.paper import NAMES, TITLES, as_published, column_name, grid, long_form, row_name, size_note
+from fedgh.report.run import Run
+from fedgh.report.table import by_setting, cells_of_table, paired_gains, runs_table, seeds_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def write_report(runs: Sequence[Run], folder: Path) -> str:
-    """Write ``runs.csv``, ``seeds.csv``, ``gain.csv``, ``report.md`` and ``curves.png``.
+def write_report(runs: Sequence[Run], folder: Path, problems: Sequence[str] = ()) -> str:
+    """Write ``report.md``, ``report.html``, ``runs.csv`` and whatever tables and pictures these runs give rise to.
+
+    Args:
+        runs: Finished ones, each once; there may be none.
+        folder: Where the files go.
+        problems: What was left out and why, a sentence each.
 
     Returns:
         The Markdown text.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {"runs": runs_table(runs), "seeds": seeds_table(runs), "gain": paired_gain(runs)}
+    document = Document(folder, "Report")
+    found, others, complaints = results(runs)
+    problems = [*problems, *complaints]
+    document.text(
+        f"{len(runs)} finished runs. `runs.csv` has a line for each: settings, results, cost, commit, command."
+    )
+    if problems:
+        document.points(problems, kind="warning")
+    if runs:
+        runs_table(runs).to_csv(folder / "runs.csv", index=False)
+    if found:
+        _write_paper(document, found)
+    if others:
+        _write_others(document, others, apart=bool(found))
+    return document.write()
+
+
+def _write_paper(document: Document, found: Sequence[Result]) -> None:
+    """Add the paper's tables and figures, preset by preset, with the cells that are missing."""
+    folder = document.folder
+    pd.DataFrame(long_form(found)).to_csv(folder / "paper_tables.csv", index=False)
+    for preset in dict.fromkeys(result.cell.preset for result in found):
+        at = {place: [r for r in found if (r.cell.preset, r.cell.place) == (preset, place)] for place in places()}
+        begun = {place: of for place, of in at.items() if any(result.runs or result.note != "missing" for result in of)}
+        document.heading(f"The paper's experiments at preset {preset}")
+        document.text(size_note([result for of in begun.values() for result in of]))
+        document.text(
+            "Accuracy of the global model on the official test split, in percent: after the last round, mean ± "
+            "standard deviation over seeds (their number); and its mean over the last ten rounds. The paper gives one "
+            "seed. Gains in points, paired by seed, with a 95 % interval and the p-value of a two-sided paired t-test."
+        )
+        _picture(document, f"gains_{preset}", "Gains of FedGH, ours and the paper's.", paper_figures.gains(_all(begun)))
+        for place, of in begun.items():
+            if place in ("figure2", "figure4"):
+                continue
+            document.heading(TITLES.get(place, place), 3)
+            document.table(*grid(of))
+            if place == "figure5":
+                _picture(document, f"figure5_{preset}", _FIGURE5, paper_figures.figure5(of))
+        for place, draw, title, caption in _FIGURES:
+            if place in begun:
+                figure, table = draw(begun[place])
+                document.heading(title, 3)
+                _picture(document, f"{place}_{preset}", caption, figure)
+                document.table(*table)
+        not_run = [TITLES.get(place, place.capitalize()) for place in at if place not in begun]
+        if not_run:
+            document.text(f"Not run at this preset: {'; '.join(not_run)}.")
+        document.heading("Cost", 3)
+        document.table(*_cost_of_cells(_all(begun)))
+
+
+_FIGURES: tuple[tuple[str, Callable[[Sequence[Result]], tuple[Any, paper_figures.Table]], str, str], ...] = (
+    (
+        "figure2",
+        paper_figures.figure2,
+        "Figure 2: conflict in FedAvg",
+        "Above: cosines of all pairs of updates in the last round, ascending, a line a seed. Below: share of pairs "
+        "with a negative cosine, mean over seeds and one standard deviation.",
+    ),
+    (
+        "figure4",
+        paper_figures.figure4,
+        "Figure 4: CIFAR-100, α 0.01",
+        "Accuracy and loss of the global model on the test split; dashed without FedGH. Mean over seeds and one "
+        "standard deviation. The table counts rounds until a run reaches what its baseline has after the last.",
+    ),
+)
+_FIGURE5 = (
+    "Accuracy where every client holds classes of its own; dashed without FedGH. Mean and one standard deviation."
+)
+
+
+def _cost_of_cells(found: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Return what the runs cost, those that several tables share once."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for result in (result for result in found if result.runs):
+        paper = as_published(result)
+        others = [as_published(other) for other in found if other.cell.place == result.cell.place]
+        name = f"{column_name(paper, others)}: {row_name(paper)}"
+        if result.cell.aggregator == "fedgh":
+            name = name.replace("+ FedGH", f"{NAMES[result.cell.row]} + FedGH")
+        soon = paper_figures.reach_cells(result)[1:] if result.baseline else ["", ""]
+        key = tuple(str(run.path) for run in result.runs.values())
+        lines.setdefault(key, [name, *_cost(list(result.runs.values())), *soon])
+    return [*_COST, "rounds to the baseline's final level", "of all"], list(lines.values())
+
+
+_COST = ["", "runs", "rounds", "training (s)", "aggregation (s)", "sample passes", "hardware"]
+
+
+def _cost(runs: Sequence[Run]) -> list[str]:
+    line = cost_line(runs)
+    numbers = (line["rounds"], line["train_seconds"], line["aggregate_seconds"], line["samples"])
+    rounds, train, aggregate, samples = (
+        form.format(value) if isfinite(value) else "not known"
+        for form, value in zip(("{:g}", "{:,.1f}", "{:,.2f}", "{:,.0f}"), numbers, strict=True)
+    )
+    return [str(line["runs"]), rounds, train, aggregate, samples, line["hardware"]]
+
+
+def _write_others(document: Document, runs: Sequence[Run], apart: bool) -> None:
+    """Add the runs that are no cell of the paper: a line a setting, gains over the mean, curves, cost."""
+    folder = document.folder
+    document.heading("Other runs" if apart else "Over seeds")
+    if not apart:
+        document.text("None of these runs is a cell of the paper's tables; `fedgh-paper` runs those.")
+    tables = {"seeds": seeds_table(runs), "gain": paired_gains(runs)}
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    parts = ["# Runs", f"{len(runs)} finished runs.", "## Over seeds", markdown(tables["seeds"])]
+    document.table(*cells_of_table(tables["seeds"]))
     if len(tables["gain"]):
-        parts += ["## Gain in final accuracy over the mean, paired by seed", markdown(tables["gain"])]
-    text = "\n\n".join(parts) + "\n"
-    (folder / "report.md").write_text(text)
-    save_png(run_figure({label: curves(run) for label, run in labels(runs).items()}), folder / "curves.png")
-    return text
+        document.heading("Gain in final accuracy over the mean, paired by seed", 3)
+        document.table(*cells_of_table(tables["gain"]))
+    drawn = {label: curves(run) for label, run in labels(runs).items() if run.rows}
+    _picture(
+        document,
+        "curves",
+        "Accuracy and conflict ratio per round of the first run of every setting.",
+        run_figure(drawn) if drawn else None,
+    )
+    document.heading("Cost", 3)
+    document.table(_COST, [[_name(setting), *_cost(alike)] for setting, alike in by_setting(runs).items()])
+
+
+def _picture(document: Document, name: str, caption: str, figure: Figure | None) -> None:
+    """Add a picture, or say that there is nothing to draw."""
+    if figure is None:
+        document.text(f"{name}: missing; none of these runs has its rounds at hand.")
+    else:
+        document.picture(name, caption, figure)
+
+
+def _all(places_with: Mapping[str, Sequence[Result]]) -> list[Result]:
+    return [result for of in places_with.values() for result in of]
 
 
 def curves(run: Run) -> dict[str, list[float]]:
@@ -43,12 +186,11 @@ def _say(key: str, value: object) -> str:
     return value if isinstance(value, str) else f"{key.rsplit('.', 1)[-1]} {value}"
 
 
+def _name(setting: Sequence[tuple[str, object]]) -> str:
+    return ", ".join(_say(key, value) for key, value in setting) or "run"
+
+
 def labels(runs: Sequence[Run], most: int = 7) -> dict[str, Run]:
     """Name the first run of every setting by what sets it apart; at most as many as a picture can tell apart."""
-    keys = differing(runs)
-    first: dict[str, Run] = {}
-    for run in runs:
-        setting = ", ".join(_say(key, short(run.settings.get(key))) for key in keys) or "run"
-        if not any(name.startswith(f"{setting} (") for name in first):
-            first[f"{setting} (seed {run.settings['seed']})"] = run
-    return dict(list(first.items())[:most])
+    first = [(setting, alike[0]) for setting, alike in by_setting(runs).items()]
+    return {f"{_name(setting)} (seed {run.seed})": run for setting, run in first[:most]}

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from fedgh.report.figures import Curve, conflict_figure, curves_figure, gains_figure
+
+
+def lines(axes):
+    return [line for line in axes.get_lines() if len(line.get_xdata()) > 2]
+
+
+def test_curves_are_means_with_a_band_of_one_deviation():
+    curve = Curve("FedAvg", [1, 2, 3], np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 7.0]]), dashed=True)
+    figure = curves_figure([("CIFAR-10", "Test accuracy (%)", [curve]), ("Tiny", "Test loss", [curve])])
+    left, right = figure.axes
+    (line,) = lines(left)
+    assert line.get_ydata().tolist() == [2, 2, 5]
+    assert line.get_linestyle() == "--"
+    (band,) = left.collections
+    edges = band.get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == pytest.approx((2 - 2**0.5, 5 + 8**0.5))
+    assert (left.get_title(loc="left"), right.get_ylabel()) == ("CIFAR-10", "Test loss")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["FedAvg"]
+
+
+def test_one_seed_has_no_band():
+    assert Curve("x", [1, 2], np.array([[1.0, 2.0]])).spread().tolist() == [0, 0]
+
+
+def test_cosines_are_sorted_seed_by_seed():
+    ratio = Curve("α 0.1", [1, 2, 3], np.array([[10.0, 20.0, 30.0]]))
+    figure = conflict_figure(
+        {"K = 5": {"α 0.1": [[0.5, -0.5, np.nan, 0.0], [0.1, 0.0, 0.3]]}, "K = 10": {}},
+        {"K = 5": [ratio], "K = 10": []},
+    )
+    above, _, below, _ = figure.axes
+    assert [line.get_ydata().tolist() for line in lines(above)] == [[-0.5, 0.0, 0.5], [0.0, 0.1, 0.3]]
+    assert lines(below)[0].get_ydata().tolist() == [10, 20, 30]
+    assert below.get_ylim()[0] == 0
+
+
+def test_gains_are_beside_those_of_the_paper():
+    rows = [("T1 FedAvg", 1.0, -1.0, 3.0, 2.0), ("T1 FedNova", 0.5, np.nan, np.nan, None)]
+    (axes,) = gains_figure(rows).axes
+    drawn = [tuple(np.asarray(dots.get_offsets())[0]) for dots in axes.collections if len(dots.get_offsets())]
+    assert [spot for spot in drawn if spot != (0, 0)] == [(1.0, 0), (2.0, 0), (0.5, 1)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["T1 FedAvg", "T1 FedNova"]
+
+
+def test_the_interval_of_two_seeds_does_not_push_the_gains_together():
+    (axes,) = gains_figure([("T1", 1.0, -60.0, 62.0, 2.0)]).axes
+    assert axes.get_xlim() == (-6, 6)
