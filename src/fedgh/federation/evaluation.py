@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassStatScores
 
 from fedgh.core.flat import FlatModel
 from fedgh.core.types import ServerState
@@ -55,15 +53,20 @@ def evaluate(model: FlatModel, server: ServerState, dataset: ImageDataset, batch
         batch_size: Images per forward pass; bounds the memory, does not change the result.
     """
     model.load(server.params, server.buffers, server.counters)
-    scores = MulticlassStatScores(dataset.num_classes, average=None, validate_args=False).to(model.device)
-    mean_loss = MeanMetric(nan_strategy="disable").to(model.device)
+    right, losses = [], []
     training = model.module.training
     model.module.eval()
     split = (dataset.normalized_test_images, dataset.test_labels)
     for images, labels in zip(*(torch.split(t, batch_size) for t in split), strict=True):
         logits, _ = model.forward(model.params, images)
-        mean_loss.update(cross_entropy(logits, labels, reduction="none"))
-        scores.update(logits.argmax(1), labels)
+        losses.append(cross_entropy(logits, labels, reduction="none"))
+        right.append(logits.argmax(1) == labels)
     model.module.train(training)
-    correct, *_, support = scores.compute().to(torch.float64).cpu().unbind(1)
-    return Evaluation(float(correct.sum() / support.sum()), float(mean_loss.compute()), correct / support)
+    labels, classes = dataset.test_labels, dataset.num_classes
+    correct = torch.bincount(labels[torch.cat(right)], minlength=classes).double().cpu()
+    support = torch.bincount(labels, minlength=classes).cpu()
+    return Evaluation(
+        accuracy=float(correct.sum() / support.sum()),
+        loss=float(torch.cat(losses).double().mean()),
+        class_accuracy=correct / support,
+    )

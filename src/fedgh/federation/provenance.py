@@ -20,7 +20,6 @@ _PACKAGES = (
     "torch",
     "torchvision",
     "pytorch-lightning",
-    "torchmetrics",
     "hydra-core",
     "numpy",
     "safetensors",
