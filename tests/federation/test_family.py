@@ -86,3 +86,17 @@ def test_the_picture_sorts_by_the_most_opposed_client(tmp_path):
     assert [text.get_text() for text in norms.texts] == ["40"]  # beyond the axis, so written out
     assert coefficients.get_xlabel() == "Coefficients"
     save_png(figure, tmp_path / "family.png")
+
+
+def test_coefficients_have_room_for_all_positive_values():
+    row = {"rule": "fedgh", "cosine_min": 0.1, "cosine_mean": 0.3, "norm_ratio": 1.0}
+    rows = [
+        row | {"coefficient_sum": 70.0, "coefficient_max": 12.0},
+        row | {"coefficient_sum": -1.0, "coefficient_max": 0.1},  # below zero: left out
+    ]
+    coefficients = family_figure(rows).axes[2]
+    assert coefficients.get_xscale() == "log"
+    shown = {dots.get_label(): [x for x, _ in dots.get_offsets().tolist()] for dots in coefficients.collections}
+    assert shown["largest"] == [12.0, 0.1]
+    assert shown["sum"] == [70.0, None]
+    assert coefficients.texts == []

@@ -38,7 +38,7 @@ def family_figure(rows: Sequence[Mapping[str, Any]], highlight: Sequence[str] = 
     cosines.set_xlabel("Cosine to the clients' updates", color=INK)
     _range(norms, rows, ("norm_ratio",), zero=1.0)
     norms.set_xlabel("Length, the mean's being 1", color=INK)
-    _range(coefficients, rows, ("coefficient_max", "coefficient_sum"), zero=1.0)
+    _range(coefficients, rows, ("coefficient_max", "coefficient_sum"), zero=1.0, log=True)
     coefficients.set_xlabel("Coefficients", color=INK)
     cosines.set_yticks(range(len(rows)), [str(row["rule"]) for row in rows])
     cosines.set_ylim(-0.6, len(rows) - 0.4)
@@ -48,19 +48,28 @@ def family_figure(rows: Sequence[Mapping[str, Any]], highlight: Sequence[str] = 
     return figure
 
 
-def _range(axes: Axes, rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...], zero: float) -> None:
-    """Draw one or two measures per rule as dots, joined, around a line that means nothing has changed."""
+def _range(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...], zero: float, log: bool = False
+) -> None:
+    """Draw one or two measures per rule as dots, joined, around a line that means nothing has changed.
+
+    A logarithmic axis has room for all positive values and none for the others.
+    """
     plain(axes)
     axes.axvline(zero, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     values = np.array([[float(row[key]) for key in keys] for row in rows]).reshape(len(rows), len(keys))
-    shown = np.clip(values, -_MOST, _MOST)
+    shown = np.where(values > 0, values, np.nan) if log else np.clip(values, -_MOST, _MOST)
+    if log:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     height = np.arange(len(rows))
     axes.hlines(height, np.minimum(shown.min(1), zero), np.maximum(shown.max(1), zero), color=GRID, linewidth=0.8)
     axes.hlines(height, shown.min(1), shown.max(1), color=FAINT, linewidth=2.0, alpha=0.6, zorder=2)
     for column, (key, colour) in enumerate(zip(keys, (ORANGE, BLUE) if len(keys) > 1 else (BLUE,), strict=True)):
         axes.scatter(shown[:, column], height, s=30, color=colour, label=_NAMES.get(key), zorder=3, linewidths=0)
         for at, value in enumerate(values[:, column]):
-            if abs(value) > _MOST:
+            if abs(value) > _MOST and not log:
                 axes.annotate(
                     f"{value:.3g}",
                     (shown[at, column], at),
