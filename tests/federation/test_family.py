@@ -99,4 +99,4 @@ def test_coefficients_have_room_for_all_positive_values():
     shown = {dots.get_label(): [x for x, _ in dots.get_offsets().tolist()] for dots in coefficients.collections}
     assert shown["largest"] == [12.0, 0.1]
     assert shown["sum"] == [70.0, None]
-    assert coefficients.texts == []
+    assert not list(coefficients.texts)
