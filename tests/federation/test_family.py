@@ -1,4 +1,6 @@
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from fedgh.aggregator.mean import Mean
 from fedgh.aggregator.median import Median
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
-from fedgh.federation.family import family_table, updates_of
+from fedgh.federation.family import family_table, gram_from_csv, updates_of
 from fedgh.federation.family_picture import family_figure
 from fedgh.federation.picture import save_png
 from fedgh.rules import aggregator_names, build_aggregators
@@ -100,3 +102,16 @@ def test_coefficients_have_room_for_all_positive_values():
     assert shown["largest"] == [12.0, 0.1]
     assert shown["sum"] == [70.0, None]
     assert not list(coefficients.texts)
+
+
+def test_the_published_family_follows_from_its_gram_matrix():
+    """Whoever changes a rule or a default that shows there has to publish another table."""
+    folder = Path(__file__).parents[2] / "results" / "family"
+    gram, cohort = gram_from_csv(folder / "gram.csv")
+    with (folder / "family.csv").open() as file:
+        published = {line["rule"]: line for line in csv.DictReader(file)}
+    assert {"mean", "fedgh", "pcgrad", "upgrad", "mgda", "median"} <= published.keys()
+    names = [name for name in published if name not in ("median", "trimmed_mean")]
+    for line in family_table(updates_of(gram), cohort, build_aggregators(names), gram):
+        found = {key: float(published[line["rule"]][key]) for key in line if key != "rule"}
+        assert found == pytest.approx({key: line[key] for key in found}, rel=1e-6, abs=1e-6), line["rule"]
