@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -22,13 +21,20 @@ import yaml
 from fedgh.core.errors import DataError
 from fedgh.federation.checkpoint import PATTERN
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; see fedgh.federation.claim
+    fcntl = None  # type: ignore[assignment]
+
 NOT_COMPARED = (
     *("paths", "name", "tags", "task_name", "resume", "logger", "callback", "checkpoint", "trainer", "executor"),
     *("dataset.root", "dataset.download", "evaluation.batch_size"),
 )
 """Settings that do not make another run: where things are, what is recorded, and how fast."""
 
+PROGRAM = ("-m", "fedgh.train")
 POLL_SECONDS = 0.1
+_STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,10 @@ class Job:
         """The file with everything that the run printed."""
         return self.directory.with_name(self.directory.name + ".log")
 
-    def command(self, resume: bool) -> list[str]:
-        """Return the program to start."""
+    def arguments(self, resume: bool) -> list[str]:
+        """Return what ``fedgh-train`` gets, to begin or to go on."""
         path = "'" + str(self.directory).replace("\\", "\\\\").replace("'", "\\'") + "'"
-        own = [f"resume={path}"] if resume else [*self.overrides, f"hydra.run.dir={path}"]
-        return [sys.executable, "-m", "fedgh.train", *own]
+        return [f"resume={path}"] if resume else [*self.overrides, f"hydra.run.dir={path}"]
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,12 @@ def state_of(directory: Path, wanted: Mapping[str, Any]) -> State:
     try:
         stored = yaml.safe_load(config_file.read_text())
         rounds = json.loads(summary_file.read_text())["rounds"] if summary_file.is_file() else 0
+        if not isinstance(stored, Mapping):
+            raise ValueError(f"{config_file.name} holds no settings")
         different = tuple(differences(stored, wanted))
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"run {directory} cannot be read: {error}; remove it to run it again") from error
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise DataError(f"run {directory} cannot be read: {why}; remove it to run it again") from error
     if different:
         return State("other", different)
     if rounds >= wanted["num_rounds"]:
@@ -147,7 +155,8 @@ def run_jobs(
     """
     waiting, running, outcomes = list(jobs), list[_Process](), dict[str, Outcome]()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     with _forwarding(running) as asked:
         while (waiting and not asked) or running:
             while waiting and not asked and len(running) < workers:
@@ -198,13 +207,16 @@ def _start(job: Job, resume: Callable[[Job], bool], environment: Mapping[str, st
     job.log.parent.mkdir(parents=True, exist_ok=True)
     log = job.log.open("ab")
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is not None:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         log.close()
         return None
+    except OSError:  # a file system without locks
+        pass
     resumed = resume(job)
     popen = subprocess.Popen(
-        job.command(resumed),
+        [sys.executable, *PROGRAM, *job.arguments(resumed)],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -232,7 +244,7 @@ def _forwarding(running: Sequence[_Process]) -> Iterator[list[int]]:
         for process in running:
             process.popen.send_signal(signal.SIGTERM if again or number != signal.SIGINT else signal.SIGINT)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in _STOPPING}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, handle)

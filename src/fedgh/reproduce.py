@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedgh import config
-from fedgh.core.errors import ConfigurationError, FedGHError
+from fedgh import config, entry
+from fedgh.core.errors import ConfigurationError, DataError, FedGHError
 from fedgh.jobs import Job, Outcome, run_jobs, state_of
 from fedgh.paper import matrix
 from fedgh.paper.matrix import Cell
@@ -40,6 +43,7 @@ any other key=value     goes to fedgh-train, for every cell
 
 Run again: finished cells are skipped, interrupted ones resumed, failed ones tried again.
 """
+GOOD = ("finished", "done")
 SELECTING = ("table", "figure", "variant", "preset", "rows", "columns", "aggregators", "seeds", "workers", "dry_run")
 OWN = {
     "algorithm": "rows=",
@@ -88,41 +92,52 @@ def run(request: Request) -> int:
     """Run the cells that are not finished; return the exit status, 0 if all are."""
     config.quieten()
     jobs = [job_of(cell, request) for cell in request.cells]
-    outcomes: dict[str, Outcome] = {}
-    resumable = set[str]()
-    for job, cell in zip(jobs, request.cells, strict=True):
-        cfg = composed(job)
-        state = state_of(job.directory, cfg)
-        if state.kind == "finished":
-            outcomes[job.name] = Outcome(job, "finished")
-        elif state.kind == "other":
-            outcomes[job.name] = Outcome(job, "failed", other_settings(job, state.differences))
-        elif missing := missing_data(cfg, cell):
-            outcomes[job.name] = Outcome(job, "failed", missing)
-        elif state.kind == "resumable":
-            resumable.add(job.name)
-    to_do = [job for job in jobs if job.name not in outcomes]
-    kept = Counter(outcome.status for outcome in outcomes.values())
+    checked = [check(job, cell, request) for job, cell in zip(jobs, request.cells, strict=True)]
+    outcomes = {outcome.job.name: outcome for outcome, _ in checked if outcome}
+    to_do = {job.name: resumable for job, (outcome, resumable) in zip(jobs, checked, strict=True) if not outcome}
+    counts = Counter(outcome.status for outcome in outcomes.values())
+    resumed, cells = sum(to_do.values()), "cell" if len(jobs) == 1 else "cells"
     say(
-        f"{len(jobs)} cells at preset {request.preset}: {kept['finished']} finished, {len(resumable)} to resume, "
-        f"{len(to_do) - len(resumable)} to run, {kept['failed']} that cannot be run"
+        f"{len(jobs)} {cells} at preset {request.preset}: {counts['finished']} finished, {resumed} to resume, "
+        f"{len(to_do) - resumed} to run, {counts['failed']} that cannot be run"
     )
+    waiting = [job for job in jobs if job.name in to_do]
     if request.dry_run:
-        for job in to_do:
-            words = (
-                [f"resume={job.directory}"]
-                if job.name in resumable
-                else [*job.overrides, f"hydra.run.dir={job.directory}"]
-            )
-            say(f"fedgh-train {' '.join(words)}")
+        for job in waiting:
+            say(shlex.join(["fedgh-train", *job.arguments(to_do[job.name])]))
     else:
-        ran = run_jobs(to_do, lambda job: job.name in resumable, request.workers, say)
+        ran = run_jobs(waiting, lambda job: to_do[job.name], request.workers, say)
         outcomes |= {outcome.job.name: outcome for outcome in ran}
-        say(closing([outcomes[job.name] for job in jobs]))
-    bad = [o for o in outcomes.values() if o.status not in ("finished", "done")]
-    if request.dry_run:
-        sys.stderr.write("".join(f"\n{o.job.name}\n    {o.message}\n" for o in bad))
-    return 1 if bad else 0
+    ordered = [outcomes[job.name] for job in jobs if job.name in outcomes]
+    say(closing(ordered))
+    return 1 if any(outcome.status not in GOOD for outcome in ordered) else 0
+
+
+def check(job: Job, cell: Cell, request: Request) -> tuple[Outcome | None, bool]:
+    """Look at a cell's directory and data before anything is started.
+
+    Returns:
+        Its outcome if there is nothing to run, and whether it is to be resumed.
+
+    Raises:
+        ConfigurationError: If what goes to every cell does not fit.
+    """
+    if (job.directory / "config.yaml").is_file():
+        wanted = composed((*cell.overrides[:-1], *request.extra), job.name)
+        try:
+            state = state_of(job.directory, {**wanted, "seed": cell.seed})
+        except DataError as error:
+            return Outcome(job, "failed", str(error)), False
+        if state.kind == "finished":
+            return Outcome(job, "finished"), False
+        if state.kind == "other":
+            return Outcome(job, "failed", other_settings(job, state.differences)), False
+        resumable = state.kind == "resumable"
+    else:  # composing takes a while, so one cell stands for all of its data set
+        twin = next(other for other in request.cells if other.settings["dataset"] == cell.settings["dataset"])
+        wanted, resumable = composed((*twin.overrides[:-1], *request.extra), job.name), False
+    missing = missing_data(wanted["dataset"], cell)
+    return (Outcome(job, "failed", missing) if missing else None), resumable
 
 
 def say(line: str) -> None:
@@ -134,11 +149,10 @@ def say(line: str) -> None:
 def closing(outcomes: Sequence[Outcome]) -> str:
     """Return the table at the end: how many ended how, and why some did not."""
     counts = Counter(outcome.status for outcome in outcomes)
-    lines = ["", ", ".join(f"{number} {status}" for status, number in counts.items())]
-    lines += [
-        f"{o.status}: {o.job.name}\n    {o.message}".rstrip() for o in outcomes if o.status not in ("finished", "done")
-    ]
-    if any(outcome.status not in ("finished", "done") for outcome in outcomes):
+    lines = ["", ", ".join(f"{number} {status}" for status, number in counts.items())] if outcomes else []
+    unfinished = [outcome for outcome in outcomes if outcome.status not in GOOD]
+    lines += [f"{outcome.status}: {outcome.job.name}\n    {outcome.message}".rstrip() for outcome in unfinished]
+    if unfinished:
         lines.append("the same command again goes on with what is not finished")
     return "\n".join(lines)
 
@@ -149,24 +163,32 @@ def job_of(cell: Cell, request: Request) -> Job:
     return Job(f"{request.preset}/{cell.name}", directory, (*cell.overrides, *request.extra))
 
 
-def composed(job: Job) -> dict[str, Any]:
-    """Return a job's config as ``fedgh-train`` will resolve it.
+@cache
+def composed(overrides: tuple[str, ...], name: str) -> dict[str, Any]:
+    """Return a cell's config as ``fedgh-train`` will resolve it.
 
     Raises:
         ConfigurationError: If it does not compose or is not valid, naming the cell.
     """
     try:
-        cfg = config.compose(job.overrides)
+        cfg = config.compose(overrides)
         config.validate(cfg)
     except (HydraException, OmegaConfBaseException, ConfigurationError) as error:
-        raise ConfigurationError(f"cell {job.name} cannot be composed: {error}") from error
+        misspelt = re.search(r"Could not override '([\w./@]+)'", str(error))
+        hint = config.did_you_mean(misspelt.group(1), [*SELECTING, *entry.known_keys("train")]) if misspelt else ""
+        text = f"there is no key {misspelt.group(1)}{hint}" if misspelt else str(error)
+        raise ConfigurationError(f"cell {name} cannot be composed: {text}") from error
     content: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     return content
 
 
-def missing_data(cfg: dict[str, Any], cell: Cell) -> str:
-    """Return what to do about a data set that is not on disk, or an empty string."""
-    dataset = cfg["dataset"]
+def missing_data(dataset: Mapping[str, Any], cell: Cell) -> str:
+    """Return what to do about a data set that is not on disk, or an empty string.
+
+    Args:
+        dataset: The config of the cell's data set.
+        cell: The cell.
+    """
     root = dataset.get("root")
     if root is None or dataset.get("download") or Path(root).expanduser().is_dir():
         return ""

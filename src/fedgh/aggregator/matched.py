@@ -69,4 +69,4 @@ class Matched(Aggregator):
         squared = weights @ gram @ weights
         if squared <= len(weights) * RESOLUTION * (weights @ gram.diagonal().sqrt()).square():
             return torch.ones_like(squared)
-        return update.to(squared).norm() / squared.sqrt()
+        return torch.linalg.vector_norm(update.to(squared)) / squared.sqrt()
