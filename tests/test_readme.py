@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgh import config
+from fedgh import config, reproduce
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -43,6 +43,13 @@ def test_a_command_composes_and_is_valid(command, monkeypatch):
         composed = config.compose(overrides, name)
         if name == "train":
             config.validate(composed)
+
+
+@pytest.mark.parametrize("command", re.findall(r"^fedgh-paper ([^#\n]*)", TEXT, flags=re.MULTILINE))
+def test_a_command_selects_cells(command):
+    request = reproduce.read(shlex.split(command.replace("<folder>", "placeholder")))
+    assert request.cells
+    config.validate(config.compose([*request.cells[0].overrides, *request.extra]))
 
 
 @pytest.mark.parametrize("target", ["train", "test"])

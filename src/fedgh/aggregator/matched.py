@@ -69,4 +69,5 @@ class Matched(Aggregator):
         squared = weights @ gram @ weights
         if squared <= len(weights) * RESOLUTION * (weights @ gram.diagonal().sqrt()).square():
             return torch.ones_like(squared)
-        return torch.linalg.vector_norm(update.to(squared)) / squared.sqrt()
+        ratio: Tensor = update.to(squared).norm() / squared.sqrt()
+        return ratio
