@@ -239,7 +239,7 @@ def cli(monkeypatch, tmp_path, capsys, caplog):
         capsys.readouterr()
         code = 0
         try:
-            entry.launch({"train": train.run, "evaluate": evaluate.run}[task], task)
+            {"train": train, "evaluate": evaluate}[task].main()
         except SystemExit as end:
             code = end.code
         except KeyboardInterrupt:  # would end the tests; no command may end so

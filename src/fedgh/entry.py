@@ -29,13 +29,13 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(task)()
     except FedGHError as error:
-        _give_up(str(error))
+        give_up(str(error))
     except (CompactHydraException, OmegaConfBaseException) as error:
-        _give_up(_with_cause(error, config_name))
+        give_up(_with_cause(error, config_name))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        _give_up(f"{error.strerror} ({error.filename}); is the log directory full or read-only? paths.log_dir=<folder>")
+        give_up(f"{error.strerror} ({error.filename}); is the log directory full or read-only? paths.log_dir=<folder>")
 
 
 def known_keys(config_name: str) -> list[str]:
@@ -69,6 +69,7 @@ def _with_cause(error: BaseException, config_name: str) -> str:
     return "\n".join(messages)
 
 
-def _give_up(message: str) -> NoReturn:
+def give_up(message: str) -> NoReturn:
+    """Print an error and end the process with status 2."""
     sys.stderr.write(f"\nerror: {message}\n")
     sys.exit(2)

@@ -12,36 +12,58 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh import config
+from fedgh import config, sweep
 from fedgh.core.errors import CheckpointError, ConfigurationError
 from fedgh.core.types import ServerState
 from fedgh.entry import in_sweep, launch
 from fedgh.federation import checkpoint as checkpoints
 from fedgh.federation import picture
 from fedgh.federation.checkpoint import Checkpoint
+from fedgh.federation.claim import claim
 from fedgh.federation.loop import Preparing, train
 from fedgh.federation.provenance import check_writable, provenance
 from fedgh.federation.recorder import Recorder, read_csv
 from fedgh.federation.round import Federation, initial_state, to_device
+from fedgh.sweep_job import run_job
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Entry point of ``fedgh-train``."""
-    launch(run, "train")
+    with sweep.tables():
+        launch(run, "train")
 
 
 def run(cfg: DictConfig) -> float | None:
     """Run, or go on with, one federation.
 
     Returns:
-        Final test accuracy, for sweeps that search; None if the run was stopped before an evaluation.
+        Final test accuracy, for sweeps that search; None if the run was stopped before an evaluation, or failed in a
+        sweep.
     """
-    cfg, resumed, path = resume(cfg) if cfg.resume else (config.resolve(cfg), None, None)
+    if in_sweep():
+        return run_job(cfg, start)
+    return resume(cfg) if cfg.resume else start(config.resolve(cfg))
+
+
+def start(cfg: DictConfig, again: bool = False) -> float | None:
+    """Run one federation in a directory that no other process writes to.
+
+    Args:
+        cfg: The run's resolved config.
+        again: Whether to go on from the checkpoint in the run's directory, with the config kept there.
+    """
+    with claim(Path(cfg.paths.output_dir), "wait until it has ended"):
+        return federate(*reopen(Path(cfg.paths.output_dir))) if again else federate(cfg)
+
+
+def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | None = None) -> float | None:
+    """Run one federation from its beginning, or from a checkpoint read from a path, to its end."""
     run_dir = Path(cfg.paths.output_dir)
     config.validate(cfg)
     check_writable(run_dir)
+    name, group = name_run(cfg)
     schedule, callbacks = config.build_schedule(cfg), config.build_callbacks(cfg)
 
     federation = config.build_federation(cfg)
@@ -61,7 +83,6 @@ def run(cfg: DictConfig) -> float | None:
             callback.prepare(federation, schedule, stamp.server)
     introduce(cfg, federation, run_dir)
 
-    name, group = run_name(cfg)
     loggers = config.build_loggers(cfg, run_dir, stamp.wandb_id, name, group)
     recorder = Recorder(run_dir, loggers, first_round=stamp.server.round_index + 1)
     figure = picture.partition_figure(federation.partition.class_counts)
@@ -88,10 +109,8 @@ def run(cfg: DictConfig) -> float | None:
     return summary.get("final/acc")
 
 
-def resume(cfg: DictConfig) -> tuple[DictConfig, Checkpoint, Path]:
-    """Return the config that a run was started with, and its newest readable checkpoint.
-
-    The only setting that may be given anew is ``num_rounds``.
+def resume(cfg: DictConfig) -> float | None:
+    """Go on with the run that ``resume`` names; the only setting that may be given anew is ``num_rounds``.
 
     Raises:
         CheckpointError: If there is no such run.
@@ -106,12 +125,28 @@ def resume(cfg: DictConfig) -> tuple[DictConfig, Checkpoint, Path]:
             f"a resumed run keeps its own config, but {', '.join(given)} was given too; leave it out, or start a new "
             "run without resume=... (only num_rounds may change)"
         )
+    longer = any(o.startswith("num_rounds=") for o in HydraConfig.get().overrides.task)
+    with claim(run_dir, "wait until it has ended"):
+        return federate(*reopen(run_dir, cfg.num_rounds if longer else None))
+
+
+def reopen(run_dir: Path, num_rounds: int | None = None) -> tuple[DictConfig, Checkpoint, Path]:
+    """Return the config that a run was started with, its newest readable checkpoint, and where that is.
+
+    Args:
+        run_dir: Of the run.
+        num_rounds: In place of the run's own.
+
+    Raises:
+        CheckpointError: If there is no checkpoint.
+        ConfigurationError: If the run has finished more rounds than that.
+    """
     saved, path = checkpoints.load_newest(run_dir / "checkpoints")
     stored = config.parse(saved.config)
     if stored.paths.output_dir != str(run_dir):  # the run was moved, or is named from another folder
         stored = config.parse(saved.config.replace(stored.paths.output_dir, str(run_dir)))
-    if any(o.startswith("num_rounds=") for o in HydraConfig.get().overrides.task):
-        stored.num_rounds = cfg.num_rounds
+    if num_rounds is not None:
+        stored.num_rounds = num_rounds
     if stored.num_rounds < saved.server.round_index:
         raise ConfigurationError(
             f"num_rounds={stored.num_rounds} is below the {saved.server.round_index} rounds that {run_dir} has finished"
@@ -134,12 +169,19 @@ def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
     )
 
 
-def run_name(cfg: DictConfig) -> tuple[str, str | None]:
-    """Return name and group of the W&B run: a sweep's overrides and directory, or what the config says."""
+def name_run(cfg: DictConfig) -> tuple[str, str | None]:
+    """Return name and group of the W&B run: a sweep's overrides and directory, or what the config says.
+
+    The config keeps them, so that a job of a sweep has them still when it is resumed alone.
+    """
+    name, group = f"{cfg.name}, seed {cfg.seed}", None
     if in_sweep():
         hydra = HydraConfig.get()
-        return hydra.job.override_dirname or f"job {hydra.job.num}", Path(hydra.sweep.dir).name
-    return f"{cfg.name}, seed {cfg.seed}", None
+        name, group = hydra.job.override_dirname or f"job {hydra.job.num}", Path(hydra.sweep.dir).name
+    if "wandb" in cfg.logger:
+        cfg.logger.wandb.name = cfg.logger.wandb.name or name
+        cfg.logger.wandb.group = cfg.logger.wandb.group or group
+    return name, group
 
 
 def summarize(run_dir: Path, finished: int, name: str) -> dict[str, float]:

@@ -61,6 +61,7 @@ def _readers(source: Path) -> Iterator[tuple[Callable[[Any], list[Run]], Any]]:
         directories = {path.parent for path in source.rglob("provenance.json")}
         for directory in sorted(directories):
             yield (lambda path: [open_run(path)]), directory
+        directories |= {path.parent for path in source.rglob("sweep.json")}  # a sweep's own file holds its tables only
         loose = [file for file in sorted(source.rglob("run-*.wandb")) if directories.isdisjoint(file.parents)]
         for name in dict.fromkeys(file.name for file in loose):
             yield read_offline, [file for file in loose if file.name == name]
