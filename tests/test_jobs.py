@@ -101,7 +101,7 @@ def test_one_failure_does_not_stop_the_others(program, tmp_path):
     assert [outcome.status for outcome in outcomes] == ["done", "failed", "failed", "done"]
     assert outcomes[1].message == f"error: it cannot be done; do something else (all of it: {todo[1].log})"
     assert outcomes[2].message.startswith("ended by signal 9; ")
-    assert lines[:2] == ["running   a", "done      a"]
+    assert lines[:2] == ["running   a", "done      a (1 of 4)"]
     assert todo[0].log == tmp_path / "runs" / "a.log"
     assert f"got works hydra.run.dir='{tmp_path}/runs/a'" in todo[0].log.read_text()
 

@@ -170,12 +170,10 @@ def run_jobs(
             time.sleep(POLL_SECONDS)
             for process in [p for p in running if p.popen.poll() is not None]:
                 running.remove(process)
-                outcome = process.outcome(bool(asked))
-                outcomes[process.job.name] = outcome
-                say(
-                    f"{outcome.status:9} {process.job.name}"
-                    + (f"\n          {outcome.message}" if outcome.message else "")
-                )
+                outcome = outcomes[process.job.name] = process.outcome(bool(asked))
+                say(f"{outcome.status:9} {process.job.name} ({len(outcomes)} of {len(jobs)})")
+                if outcome.message:
+                    say(f"          {outcome.message}")
     return [outcomes.get(job.name, Outcome(job, "not started")) for job in jobs]
 
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -23,13 +23,15 @@ from fedgh.core.errors import ConfigurationError, DataError, FedGHError
 from fedgh.jobs import Job, Outcome, run_jobs, state_of
 from fedgh.paper import matrix
 from fedgh.paper.matrix import Cell
+from fedgh.rules import aggregator_names
 
 HELP = """fedgh-paper: the paper's experiments, a process a cell.
 
   fedgh-paper table=1                                        all cells of a table, as published
-  fedgh-paper table=1 preset=quick seeds=1,2,3 workers=2     cut down to about five minutes a cell
+  fedgh-paper table=1 preset=quick seeds=1,2,3 workers=2     cut down to minutes a cell
   fedgh-paper figure=2 preset=quick dataset.source=parquet paths.data_dir=<folder with cifar10/ and so on>
-  fedgh-paper variant=matched_rate columns=cifar10_* dry_run=true
+  fedgh-paper table=1 columns=cifar10_* aggregators=upgrad   another rule in the paper's settings
+  fedgh-paper variant=matched_rate preset=quick dry_run=true
 
 table, figure, variant  what to run: {places}
 preset                  {presets}; default paper
@@ -63,7 +65,7 @@ class Request:
         preset: Their size.
         workers: Processes at once.
         dry_run: Whether to print only.
-        log_dir: Where runs land.
+        log_dir: Where all runs land.
         extra: What goes to every ``fedgh-train``.
     """
 
@@ -73,6 +75,11 @@ class Request:
     dry_run: bool
     log_dir: Path
     extra: list[str]
+
+    @property
+    def folder(self) -> Path:
+        """Where runs of this size land."""
+        return self.log_dir / "paper" / self.preset
 
 
 def main() -> None:
@@ -109,7 +116,8 @@ def run(request: Request) -> int:
         ran = run_jobs(waiting, lambda job: to_do[job.name], request.workers, say)
         outcomes |= {outcome.job.name: outcome for outcome in ran}
     ordered = [outcomes[job.name] for job in jobs if job.name in outcomes]
-    say(closing(ordered))
+    if ordered:
+        say(closing(ordered, request))
     return 1 if any(outcome.status not in GOOD for outcome in ordered) else 0
 
 
@@ -123,7 +131,7 @@ def check(job: Job, cell: Cell, request: Request) -> tuple[Outcome | None, bool]
         ConfigurationError: If what goes to every cell does not fit.
     """
     if (job.directory / "config.yaml").is_file():
-        wanted = composed((*cell.overrides[:-1], *request.extra), job.name)
+        wanted = composed(cell, request)
         try:
             state = state_of(job.directory, {**wanted, "seed": cell.seed})
         except DataError as error:
@@ -135,7 +143,7 @@ def check(job: Job, cell: Cell, request: Request) -> tuple[Outcome | None, bool]
         resumable = state.kind == "resumable"
     else:  # composing takes a while, so one cell stands for all of its data set
         twin = next(other for other in request.cells if other.settings["dataset"] == cell.settings["dataset"])
-        wanted, resumable = composed((*twin.overrides[:-1], *request.extra), job.name), False
+        wanted, resumable = composed(twin, request), False
     missing = missing_data(wanted["dataset"], cell)
     return (Outcome(job, "failed", missing) if missing else None), resumable
 
@@ -146,38 +154,44 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def closing(outcomes: Sequence[Outcome]) -> str:
-    """Return the table at the end: how many ended how, and why some did not."""
+def closing(outcomes: Sequence[Outcome], request: Request) -> str:
+    """Return the end of the output: how many ended how, why some did not, and what comes next."""
     counts = Counter(outcome.status for outcome in outcomes)
-    lines = ["", ", ".join(f"{number} {status}" for status, number in counts.items())] if outcomes else []
+    lines = ["", ", ".join(f"{number} {status}" for status, number in counts.items())]
     unfinished = [outcome for outcome in outcomes if outcome.status not in GOOD]
     lines += [f"{outcome.status}: {outcome.job.name}\n    {outcome.message}".rstrip() for outcome in unfinished]
     if unfinished:
-        lines.append("the same command again goes on with what is not finished")
+        lines.append("go on           the same command again")
+    if len(unfinished) < len(outcomes):
+        lines.append(f"tables          fedgh-report runs={request.folder}")
     return "\n".join(lines)
 
 
 def job_of(cell: Cell, request: Request) -> Job:
     """Return the run of a cell, in the directory that its settings name."""
-    directory = (request.log_dir / "paper" / request.preset / cell.name).absolute()
+    directory = (request.folder / cell.name).absolute()
     return Job(f"{request.preset}/{cell.name}", directory, (*cell.overrides, *request.extra))
 
 
-@cache
-def composed(overrides: tuple[str, ...], name: str) -> dict[str, Any]:
-    """Return a cell's config as ``fedgh-train`` will resolve it.
+def composed(cell: Cell, request: Request) -> dict[str, Any]:
+    """Return a cell's config as ``fedgh-train`` will resolve it, but for the seed.
 
     Raises:
         ConfigurationError: If it does not compose or is not valid, naming the cell.
     """
     try:
-        cfg = config.compose(overrides)
-        config.validate(cfg)
+        return _composed(tuple(word for word in cell.overrides if not word.startswith("seed=")), tuple(request.extra))
     except (HydraException, OmegaConfBaseException, ConfigurationError) as error:
         misspelt = re.search(r"Could not override '([\w./@]+)'", str(error))
         hint = config.did_you_mean(misspelt.group(1), [*SELECTING, *entry.known_keys("train")]) if misspelt else ""
         text = f"there is no key {misspelt.group(1)}{hint}" if misspelt else str(error)
-        raise ConfigurationError(f"cell {name} cannot be composed: {text}") from error
+        raise ConfigurationError(f"cell {request.preset}/{cell.name} cannot be composed: {text}") from error
+
+
+@cache
+def _composed(overrides: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
+    cfg = config.compose([*overrides, *extra])
+    config.validate(cfg)
     content: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     return content
 
@@ -255,6 +269,7 @@ def select(given: dict[str, str], preset: str, seeds: tuple[int, ...]) -> list[C
     if not places:
         raise ConfigurationError(f"say what to run: {', '.join(_spelled(matrix.places()))}")
     cells = [cell for cell in matrix.cells(preset, seeds) if cell.place in places]
+    cells += with_other_rules(cells, _words(given.get("aggregators", "")))
     for key, attribute in (("rows", "row"), ("columns", "column"), ("aggregators", "aggregator")):
         known = list(dict.fromkeys(getattr(cell, attribute) for cell in cells))
         wanted = _words(given.get(key, "*"))
@@ -263,6 +278,18 @@ def select(given: dict[str, str], preset: str, seeds: tuple[int, ...]) -> list[C
                 _one_of(key, word, known)
         cells = [cell for cell in cells if any(fnmatchcase(getattr(cell, attribute), word) for word in wanted)]
     return list({cell.name: cell for cell in cells}.values())
+
+
+def with_other_rules(cells: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
+    """Return the cells with the mean again under every rule named that is a choice of ``aggregator=`` but no cell."""
+    known = {cell.aggregator for cell in cells}
+    names = [name for name in names if name not in known and name in aggregator_names()]
+    means = [cell for cell in cells if cell.aggregator == "mean"]
+    return [
+        replace(cell, aggregator=name, settings=matrix.layered(cell.settings, {"aggregator": name}), published=None)
+        for name in names
+        for cell in means
+    ]
 
 
 def _by_kind() -> dict[str, list[str]]:

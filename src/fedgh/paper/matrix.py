@@ -35,6 +35,11 @@ STANDARD: Settings = {
 }
 """What every cell has unless it says otherwise; the defaults of ``fedgh-train``."""
 
+
+def _augmented(**settings: Any) -> Settings:
+    return {f"dataset.augmentation.{key}": value for key, value in {**settings, "auto_augment": True}.items()}
+
+
 OF_CHOICE: Mapping[tuple[str, str], Settings] = {
     ("algorithm", "fedprox"): {"algorithm.mu": 0.1},
     ("algorithm", "feddecorr"): {"algorithm.beta": 0.1, "algorithm.normalize": False},
@@ -45,9 +50,14 @@ OF_CHOICE: Mapping[tuple[str, str], Settings] = {
         "aggregator.min_norm_ratio": 0.0,
         "aggregator.rescale": "none",
     },
+    ("partition", "dirichlet_guarded"): {"partition.min_size": 10},
+    ("partition", "dirichlet"): {"partition.min_size": 1},
+    ("model", "cnn2"): {"model.channels": [32, 64], "model.hidden": 128, "model.dropout": [0.25, 0.5]},
+    ("dataset", "cifar10"): _augmented(crop_padding=4, flip=True),
+    ("dataset", "cifar100"): _augmented(crop_padding=4, flip=True),
+    ("dataset", "tiny_imagenet"): _augmented(crop_padding=0, flip=False),
 }
 """What comes with a choice, likewise."""
-
 
 EXPERIMENTS = ("cifar10", "cifar100", "tiny_imagenet")
 """Choices of ``experiment=`` that cells start from, named after the column's data set."""
@@ -86,12 +96,16 @@ class Cell:
     def overrides(self) -> list[str]:
         """The arguments of ``fedgh-train``, choices before values; what is usual is left out."""
         experiment = next(name for name in EXPERIMENTS if self.column.startswith(f"{name}_"))
-        usual = {"dataset": experiment, "partition": "dirichlet_guarded", **STANDARD}
-        for group in ("algorithm", "aggregator"):
-            usual |= OF_CHOICE.get((group, self.settings[group]), {})
+        usual = {"dataset": experiment, "partition": "dirichlet_guarded", **_usual(self.settings)}
         asked = [(key, value) for key, value in self.settings.items() if usual.get(key) != value]
         choices_first = sorted(asked, key=lambda item: "." in item[0])
         return [f"experiment={experiment}", *(f"{k}={_as_argument(v)}" for k, v in choices_first), f"seed={self.seed}"]
+
+
+def _usual(settings: Settings) -> dict[str, Any]:
+    """Return what comes without saying with the choices of some settings."""
+    chosen = [OF_CHOICE.get((group, settings.get(group, "")), {}) for group in GROUPS]
+    return {**STANDARD, **{key: value for values in chosen for key, value in values.items()}}
 
 
 def _as_argument(value: Any) -> str:
@@ -172,9 +186,8 @@ def setting_name(settings: Settings) -> str:
 
 def method_name(settings: Settings) -> str:
     """Return the name of a row with its aggregator, ``fedprox+fedgh``, and what is unusual about them."""
-    names = []
+    names, usual = [], _usual(settings)
     for group in ("algorithm", "aggregator"):
-        usual = {**STANDARD, **OF_CHOICE.get((group, settings[group]), {})}
         unusual = [
             f"_{key.rpartition('.')[2]}-{value}"
             for key, value in settings.items()
@@ -222,17 +235,21 @@ def _printed() -> Iterator[tuple[str, str, str, str, Settings, float | None]]:
     for line in _lines():
         aggregator = "fedgh" if line["with_fedgh"] == "true" else "mean"
         split, _, alpha = line["alpha_or_split"].partition(":")
-        settings = {
+        choices = {
             "dataset": line["dataset"],
             "model": line["model"],
             "partition": "dirichlet_guarded" if alpha else split,
+            "algorithm": line["baseline"],
+            "aggregator": aggregator,
+        }
+        values = {
             "partition.num_clients": int(line["K_total"]),
             **({"partition.alpha": float(alpha)} if alpha else {}),
             "sampler.fraction": float(line["C"]),
             "num_rounds": int(line["T"]),
             "algorithm.local_epochs": int(line["E"]),
         }
-        settings = layered({**STANDARD, **settings}, {"algorithm": line["baseline"], "aggregator": aggregator})
+        settings = layered(STANDARD, {**choices, **values})
         published = float(line["accuracy"]) if line["accuracy"] else None
         yield line["place"], setting_name(settings), line["baseline"], aggregator, settings, published
 
