@@ -25,8 +25,10 @@ BLOCKS = 8
 
 
 def updates_of(clients: int, params: int, dtype: torch.dtype) -> UpdateMatrix:
-    """Return a random matrix, filled in place."""
-    rows = torch.empty(clients, params, dtype=dtype).normal_(generator=torch.Generator().manual_seed(0))
+    """Return a random matrix, filled row by row: PyTorch draws bfloat16 by way of a float32 copy."""
+    rows, generator = torch.empty(clients, params, dtype=dtype), torch.Generator().manual_seed(0)
+    for row in rows:
+        row.normal_(generator=generator)
     stops = [params * number // BLOCKS for number in range(BLOCKS + 1)]
     blocks = (Block(f"{a}", a, b, torch.Size([b - a])) for a, b in pairwise(stops))
     return UpdateMatrix(rows, tuple(blocks))
