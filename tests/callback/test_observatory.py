@@ -8,6 +8,7 @@ import torch
 
 from fedgh.callback.observatory import Observatory
 from fedgh.core.errors import ConfigurationError, DataError
+from fedgh.federation.picture import pixels
 from fedgh.federation.recorder import Row
 from fedgh.federation.tables import count_projections, layer_history, read_rounds, read_rows, write_rows
 from fedgh.metric.conflict import (
@@ -197,7 +198,9 @@ def test_the_run_is_the_same_to_the_bit_without_it(tmp_path):
     _, watched, rows = run_rounds(tmp_path / "a", 2, "callback.observatory.every=2")
     _, alone, _ = run_rounds(tmp_path / "b", 2, "callback=none")
     assert torch.equal(watched.params, alone.params)
-    assert {"conflict/sorted_cosines", "conflict/layers"} <= rows[1].figures.keys()
+    drawn = {name: pixels(make()) for name, make in rows[1].figures.items()}
+    assert {"conflict/sorted_cosines", "conflict/layers", "harmonization/projections"} <= drawn.keys()
+    assert all(image.std() > 5 for image in drawn.values())  # something is on them
     assert not any(name.startswith("conflict/sorted") for name in rows[0].figures)
 
 
@@ -205,6 +208,9 @@ def test_the_run_is_the_same_to_the_bit_without_it(tmp_path):
 def test_every_kind_of_rule_can_be_watched(aggregator, tmp_path):
     _, _, rows = run_rounds(tmp_path, 1, f"aggregator={aggregator}", "callback.observatory.every=1")
     assert "conflict/cosine_q95" in rows[0].metrics
+    drawn = {name for name, make in rows[0].figures.items() if pixels(make()).std() > 5}
+    assert drawn == rows[0].figures.keys()
+    assert ("harmonization/projections" in drawn) == (aggregator == "fedgh")
     assert ("harmonization/cosine" in rows[0].histograms) == (aggregator != "median")
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,64 @@ def test_cosines_are_binned_on_one_axis():
     assert _cosine_bins(np.array([]))[0].sum() == 0
 
 
+class Drawing:
+    """What makes a figure, and counts how often it is asked to."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        from matplotlib.figure import Figure
+
+        self.count += 1
+        return Figure(figsize=(2, 1))
+
+
+def test_pictures_are_drawn_once_and_only_where_a_logger_takes_them(tmp_path):
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    pytest.importorskip("tensorboard")
+    draw = Drawing()
+    Recorder(tmp_path, [Listening()]).record(Row(1, figures={"a": draw}))
+    assert draw.count == 0
+    loggers = [TensorBoardLogger(tmp_path, name=name, version="") for name in ("one", "two")]
+    recorder = Recorder(tmp_path, [Listening(), *loggers])
+    recorder.record(Row(2, figures={"a": draw}))
+    assert draw.count == 1
+    recorder.close()
+
+
+@pytest.mark.parametrize(("from_round", "count"), [(2, 1), (3, 0)])
+def test_wandb_gets_no_picture_of_a_round_that_it_has(tmp_path, from_round, count):
+    recorder, draw = Recorder(tmp_path, []), Drawing()
+    sent = []
+    recorder.loggers = [fake_wandb(sent)]
+    recorder._wandb_from = from_round
+    recorder.record(Row(2, {"conflict/ratio": 0.5}, figures={"a": draw}))
+    assert draw.count == count
+    assert [(step, content["a"].image.size) for step, content in sent] == [(2, (200, 100))] * count
+
+
+def fake_wandb(sent):
+    from pytorch_lightning.loggers import WandbLogger
+
+    logger = WandbLogger.__new__(WandbLogger)
+    logger._experiment = SimpleNamespace(log=lambda content, step: sent.append((step, content)), id="x")
+    return logger
+
+
+def test_a_picture_that_fails_costs_only_itself(tmp_path, caplog):
+    def broken():
+        raise ValueError("no colours")
+
+    recorder, sent = Recorder(tmp_path, []), []
+    recorder.loggers = [fake_wandb(sent)]
+    with caplog.at_level(logging.WARNING, "fedgh"):
+        recorder.record(Row(1, {"conflict/ratio": 0.5}, figures={"broken": broken, "fine": Drawing()}))
+    assert "picture broken of round 1 was not drawn: no colours" in caplog.text
+    assert sent[0][1].keys() == {"round", "conflict/ratio", "fine"}
+
+
 def test_tensorboard_takes_metrics_histograms_and_figures(tmp_path):
     event_file = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from matplotlib.figure import Figure
@@ -133,7 +192,7 @@ def test_tensorboard_takes_metrics_histograms_and_figures(tmp_path):
     recorder = Recorder(tmp_path, [logger])
     for t in (1, 2):
         recorder.record(Row(t, {"conflict/ratio": t / 2}, {"conflict/cosine": np.array([-0.5, 0.5])}, {}))
-    recorder.record(Row(3, {}, {}, {"conflict/cosine_matrix": Figure()}))
+    recorder.record(Row(3, {}, {}, {"conflict/cosine_matrix": Figure}))
     recorder.close()
     events = event_file.EventAccumulator(str(tmp_path / "tensorboard"), {"histograms": 0})
     events.Reload()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -38,6 +39,6 @@ class CosinePicture:
             counts = federation.partition.class_counts[list(ids)]
             order = label_order(counts)
             cosines = cosine_matrix(outcome.gram).numpy()[np.ix_(order, order)]
-            row.figures["conflict/cosine_matrix"] = cosine_figure(
-                cosines, [ids[k] for k in order], label_shares(counts)[order]
+            row.figures["conflict/cosine_matrix"] = partial(
+                cosine_figure, cosines, [ids[k] for k in order], label_shares(counts)[order]
             )

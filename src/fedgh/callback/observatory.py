@@ -13,8 +13,9 @@ Three tables below ``conflict/`` in the run's directory, one Parquet file a roun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from fedgh.metric.conflict import (
     projections,
     tail_metrics,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,23 @@ class Observatory:
                 row.metrics["harmonization/cosine_min"] = float(values.min())
         if row.round % self.every == 0:
             row.tables["conflict/clients"] = clients
-            self._draw(folder, pairs, federation.partition.class_counts, row)
+            curves = {"before": pairs["cosine"], "after": pairs["cosine_after"]}
+            row.figures["conflict/sorted_cosines"] = partial(sorted_cosines_figure, curves, f"Round {row.round}")
+            if (folder / "layers").is_dir():
+                row.figures["conflict/layers"] = partial(_layers, folder / "layers")
+            if (pairs["bent_first"] + pairs["bent_second"]).any():
+                row.figures["harmonization/projections"] = partial(
+                    _projections, folder / "pairs", federation.partition.class_counts
+                )
 
-    def _draw(self, folder: Path, pairs: dict[str, Any], class_counts: np.ndarray[Any, Any], row: Row) -> None:
-        curves = {"before": pairs["cosine"], "after": pairs["cosine_after"]}
-        row.figures["conflict/sorted_cosines"] = sorted_cosines_figure(curves, f"Round {row.round}")
-        if (folder / "layers").is_dir():
-            row.figures["conflict/layers"] = layer_figure(**layer_history(folder / "layers"))
-        counts = count_projections(folder / "pairs", len(class_counts))
-        if counts.any():
-            order = measure.label_order(class_counts)
-            row.figures["harmonization/projections"] = projection_figure(counts[np.ix_(order, order)], order)
+
+def _layers(folder: Path) -> Figure:
+    return layer_figure(**layer_history(folder))
+
+
+def _projections(folder: Path, class_counts: np.ndarray[Any, Any]) -> Figure:
+    counts, order = count_projections(folder, len(class_counts)), measure.label_order(class_counts)
+    return projection_figure(counts[np.ix_(order, order)], order)
 
 
 @dataclass(frozen=True)

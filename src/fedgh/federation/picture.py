@@ -295,6 +295,15 @@ def save_png(figure: Figure, path: str | Path) -> None:
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": INK, "pad": 10}
 
 
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Draw a figure once and return its pixels, ``(height, width, 3)``, at 100 dots per inch."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, inches, that lays itself out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from fedgh.federation import offline
+from fedgh.federation.picture import pixels
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +28,14 @@ class Row:
         round: Rounds finished, from 1; the axis of everything.
         metrics: Numbers by public name.
         histograms: Values whose distribution is of interest, by name.
-        figures: Matplotlib figures by name.
+        figures: What makes a matplotlib figure, by name; drawn only where a logger takes pictures.
         tables: Columns by table name, for W&B.
     """
 
     round: int
     metrics: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Callable[[], Any]] = field(default_factory=dict)
     tables: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -106,7 +108,7 @@ class Recorder:
             self._wandb_from = max(self._wandb_from, sent + 1)
             for row in self.table.rows:  # what a killed process had handed to W&B, but W&B not yet written
                 if sent < row["round"] < first_round:
-                    run.log(_wandb_row(_restored(row, run_dir)), step=int(row["round"]))
+                    run.log(_wandb_row(_restored(row, run_dir), {}), step=int(row["round"]))
 
     @property
     def wandb_loggers(self) -> list[WandbLogger]:
@@ -121,31 +123,46 @@ class Recorder:
     def record(self, row: Row) -> None:
         """Write one round everywhere; a destination that fails is reported and the run goes on."""
         self.table.append({"round": row.round, **row.metrics})
+        pictures = self._draw(row)
         for logger in self.loggers:
             try:
-                self._send(logger, row)
+                self._send(logger, row, pictures)
             except Exception as error:  # a dashboard that is out of reach must not cost the training
                 log.warning("%s did not take round %d: %s", type(logger).__name__, row.round, error)
 
-    def _send(self, logger: Logger, row: Row) -> None:
+    def _draw(self, row: Row) -> dict[str, NDArray[np.uint8]]:
+        """Draw each figure of a round once for all loggers, if there is one that takes it."""
+        wanted = any(isinstance(logger, TensorBoardLogger) for logger in self.loggers)
+        wanted = wanted or (bool(self.wandb_loggers) and row.round >= self._wandb_from)
+        pictures = {}
+        for name, make in row.figures.items() if wanted else ():
+            try:
+                pictures[name] = pixels(make())
+            except Exception as error:  # nor must a picture
+                log.warning("picture %s of round %d was not drawn: %s", name, row.round, error)
+        return pictures
+
+    def _send(self, logger: Logger, row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         if isinstance(logger, WandbLogger):
             if row.round >= self._wandb_from:
-                logger.experiment.log(_wandb_row(row), step=row.round)
+                logger.experiment.log(_wandb_row(row, pictures), step=row.round)
             return
         logger.log_metrics(row.metrics, step=row.round)
         if isinstance(logger, TensorBoardLogger):
             for name, values in row.histograms.items():
                 logger.experiment.add_histogram(name, values, row.round)
-            for name, figure in row.figures.items():
-                logger.experiment.add_figure(name, figure, row.round)
+            for name, image in pictures.items():
+                logger.experiment.add_image(name, image, row.round, dataformats="HWC")
 
     def picture(self, name: str, figure: Any) -> None:
         """Log one figure that belongs to the run as a whole."""
-        for wandb_logger in self.wandb_loggers:
-            wandb_logger.experiment.summary[name] = _wandb_image(figure)
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(name, figure)
+        takers = [logger for logger in self.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
+        image = pixels(figure) if takers else None
+        for logger in takers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary[name] = _wandb_image(image)
+            else:
+                logger.experiment.add_image(name, image, dataformats="HWC")
 
     def artifact(self, path: Path) -> None:
         """Attach a file to the W&B run as a versioned artifact of type ``model``."""
@@ -177,12 +194,12 @@ def _restored(metrics: Mapping[str, float], run_dir: Path) -> Row:
     return row
 
 
-def _wandb_row(row: Row) -> dict[str, Any]:
+def _wandb_row(row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> dict[str, Any]:
     import pandas as pd
     import wandb
 
     histograms = {name: wandb.Histogram(np_histogram=_cosine_bins(values)) for name, values in row.histograms.items()}
-    figures = {name: _wandb_image(figure) for name, figure in row.figures.items()}
+    figures = {name: _wandb_image(image) for name, image in pictures.items()}
     tables = {name: wandb.Table(dataframe=pd.DataFrame(dict(columns))) for name, columns in row.tables.items()}
     return {"round": row.round, **row.metrics, **histograms, **figures, **tables}
 
@@ -192,7 +209,8 @@ def _cosine_bins(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np
     return np.histogram(values, bins=np.linspace(-1, 1, 65))
 
 
-def _wandb_image(figure: Any) -> Any:
+def _wandb_image(image: Any) -> Any:
     import wandb
+    from PIL import Image
 
-    return wandb.Image(figure)
+    return wandb.Image(Image.fromarray(image))
