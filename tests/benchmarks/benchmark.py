@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 import torchvision
 from aggregation import aggregation, growth, memory
+from observatory import observatory
 from PIL import Image
 from torchvision.transforms import v2
 from workloads import EXECUTORS, WORKLOADS, BareLoop, build, rounds
@@ -186,7 +187,7 @@ def machine(device: torch.device) -> str:
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     **{name: partial(workload, name=name) for name in WORKLOADS},
-    **{f.__name__: f for f in (fits, population, aggregation, growth, memory, augmentation, startup)},
+    **{f.__name__: f for f in (fits, population, aggregation, growth, memory, observatory, augmentation, startup)},
 }
 
 
@@ -197,7 +198,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", type=int, default=5, help="measurements of which the median is taken")
     parser.add_argument("--figure", type=Path, help="where the section `growth` draws, as PNG")
-    parser.add_argument("--scale", type=float, default=1.0, help="of all matrices of updates; 0.01 to try it out")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of matrices of updates and of the observed clients; 0.01 to try it out",
+    )
     options = parser.parse_args()
     if options.figure and options.sections and "growth" not in options.sections:
         parser.error("--figure is drawn by the section growth, which is not among those asked for")
