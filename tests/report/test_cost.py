@@ -17,7 +17,7 @@ def test_what_a_run_cost(run):
     assert run.settings["algorithm.local_epochs"] == 5
     assert sample_passes(run) == 4 * 100 * 5
     assert (seconds(run), seconds(run, "aggregate")) == (8.0, 1.0)
-    assert hardware(run) == "Abacus, 1 threads"
+    assert hardware(run) == "Abacus, 1 thread"
 
 
 def test_what_is_not_known_is_not_zero(run):

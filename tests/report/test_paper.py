@@ -96,7 +96,8 @@ def test_a_table_in_the_layout_of_the_paper(tmp_path):
     found, _, _ = results(made(tmp_path))
     head, rows = grid([r for r in found if r.cell.place == "table1"])
     assert head[:3] == ["", "CIFAR-10, α 0.1, K 20, C 1", "CIFAR-10, α 1, K 100, C 0.2"]
-    assert [row[0] for row in rows[:4]] == [["FedAvg"], ["+ FedGH"], ["gain"], ["FedProx"]]
+    names = ["FedAvg", "+ FedGH", "gain", "FedProx", "+ FedGH", "FedNova", "+ FedGH", "FedDecorr", "+ FedGH"]
+    assert [row[0] for row in rows] == [[name] for name in names]
     assert rows[0][1] == ["50.00 ± 0.00 (3)", "last ten 37.50 ± 0.00", "paper 68.66"]
     assert rows[1][1] == ["52.00 ± 1.00 (3)", "last ten 51.00 ± 0.50", "paper 70.67"]
     assert rows[2][1] == ["+2.00", "-0.48 to +4.48", "p = 0.074, n = 3", "last ten +13.50", "paper +2.01"]
@@ -122,6 +123,15 @@ def test_tables_with_a_setting_in_rows(tmp_path, place, row, first):
     (line,) = [row for row in rows if row[0] == [first]]
     assert line[2][0] == "50.00 (1)"
     assert line[1][0] == "missing"
+
+
+def test_fedgh_is_compared_with_a_mean_of_its_own_step_too(tmp_path):
+    matched = cell("matched_rate", COLUMN, aggregator="mean_at_gain")
+    runs = made(tmp_path) + [make_run(tmp_path, matched, seed, (0.51,)) for seed in (1, 2, 3)]
+    _, rows = grid([r for r in results(runs)[0] if r.cell.place == "matched_rate"])
+    table = {tuple(row[0]): row[1] for row in rows}
+    assert table["FedGH", "over FedAvg at FedGH's gain"] == ["+1.00", "-1.48 to +3.48", "p = 0.23, n = 3"]
+    assert table["FedGH", "over FedAvg at FedGH's length"] == ["no pair of runs"]
 
 
 def test_every_published_number_is_in_the_long_form(tmp_path):
@@ -168,12 +178,13 @@ def read_csv(path):
 
 def test_a_report_of_some_cells(tmp_path):
     out = tmp_path / "out"
-    text = write_report(made(tmp_path), out, ["something was left out"])
+    text = write_report(made(tmp_path, row={"time/train_seconds": 2.0}), out, ["something was left out"])
     assert (out / "report.md").read_text() == text
     for said in ("6 finished runs", "- something was left out", "### Table 1", "| + FedGH | 52.00 ± 1.00 (3)<br>"):
         assert said in text
     assert "Not run at this preset: Table 2: Tiny-ImageNet; " in text
-    assert "FedAvg + FedGH | 3 | 20 |" in text
+    assert "| cifar10_a0.1_k10/fedavg+fedgh | 3 | 20 | 4.0 | not known | not known | 1.0 | 5 % |" in text
+    assert "All on: Abacus, 1 thread." in text
     assert len(read_csv(out / "paper_tables.csv")) == len(cells("quick"))
     lines = read_csv(out / "runs.csv")
     assert {(line["commit"], line["command"]) for line in lines} == {("abc123", "fedgh-train made=up")}
@@ -235,11 +246,12 @@ def test_figure_4_counts_rounds_to_the_level_of_the_baseline(tmp_path):
 def test_without_rounds_tables_are_filled_and_figures_missing(tmp_path):
     """As from a CSV that W&B exported."""
     runs = [dataclasses.replace(run, rows=[], provenance={}) for run in made(tmp_path)]
-    runs.append(dataclasses.replace(make_run(tmp_path, cell("figure4", "cifar100_a0.01_k20")), rows=[]))
+    runs.append(dataclasses.replace(make_run(tmp_path, cell("figure4", "cifar100_a0.01_k20")), rows=[], provenance={}))
     text = write_report(runs, tmp_path / "out")
     assert "| + FedGH | 52.00 ± 1.00 (3)<br>" in text
     assert "figure4_quick: missing; none of these runs has its rounds at hand." in text
-    assert "| not known | not known | not known | unknown |" in text
+    assert "| not known | not known | not known | not known |  |" in text
+    assert "All on: unknown." in text
     assert not math.isnan(float(read_csv(tmp_path / "out" / "runs.csv")[0]["final"]))
 
 

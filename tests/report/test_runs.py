@@ -153,7 +153,8 @@ def export(path, runs, leave_out=()):
     for run in runs:
         own = {"Name": run.path.name, "State": "finished", "Runtime": 9, "Tags": ""}
         logged = {"_step": 2, "round": 2, "global/test/acc": 0.5, "partition": "media/images/partition.png"}
-        lines.append({**own, **run.settings, **logged, **run.summary})
+        settings = {key: json.dumps(value) if isinstance(value, bool) else value for key, value in run.settings.items()}
+        lines.append({**own, **settings, **logged, **run.summary})
     columns = [key for key in dict.fromkeys(key for line in lines for key in line) if key not in leave_out]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, quoting=csv.QUOTE_ALL, extrasaction="ignore")

@@ -38,7 +38,8 @@ def sample_passes(run: Run) -> float:
 
 def seconds(run: Run, what: str = "train") -> float:
     """Return the seconds spent in training (or in ``aggregate``, ``evaluate``); NaN where it is not known."""
-    return sum((row.get(f"time/{what}_seconds", 0.0) for row in run.rows), 0.0) if run.rows else nan
+    spent = [row[f"time/{what}_seconds"] for row in run.rows if f"time/{what}_seconds" in row]
+    return sum(spent) if spent else nan
 
 
 def hardware(run: Run) -> str:
@@ -48,7 +49,8 @@ def hardware(run: Run) -> str:
         return str(known["device"])
     if not known.get("cpu"):
         return "unknown"
-    return f"{known['cpu']}, {known['threads']} threads" if "threads" in known else str(known["cpu"])
+    threads = known.get("threads")
+    return str(known["cpu"]) if threads is None else f"{known['cpu']}, {threads} thread{'s' * (threads != 1)}"
 
 
 def cost_line(runs: Sequence[Run]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedgh.report.style import STYLE
+from fedgh.report.style import whole_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +51,8 @@ class Document:
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
         self.html.append(f"<div class='{kind}'><ul>{items}</ul></div>")
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """Add a table; the first column names the rows."""
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[Cell]], kind: str = "report") -> None:
+        """Add a table; the first column names the rows. ``kind`` is its style in the page."""
         self.markdown.append(
             "\n".join(
                 [
@@ -64,8 +64,8 @@ class Document:
         )
         top = "".join(f"<th>{escape(name).replace(', ', ',<br>')}</th>" for name in head)
         body = "".join("<tr>" + "".join(map(_data, row)) + "</tr>" for row in rows)
-        start = f"<thead><tr>{top}</tr></thead>"
-        self.html.append(f"<div class='wide'><table class='report'>{start}<tbody>{body}</tbody></table></div>")
+        start = f"<thead><tr>{top}</tr></thead>" if head else ""
+        self.html.append(f"<div class='wide'><table class='{kind}'>{start}<tbody>{body}</tbody></table></div>")
 
     def picture(self, name: str, caption: str, figure: Figure) -> None:
         """Save a figure as PNG beside the report, and put it into the page itself."""
@@ -87,13 +87,7 @@ class Document:
         """
         text = "\n\n".join([f"# {self.title}", *self.markdown]) + "\n"
         (self.folder / f"{stem}.md").write_text(text, encoding="utf-8")
-        page = (
-            "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-            "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-            f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>\n"
-            f"<body><main>\n<h1>{escape(self.title)}</h1>\n" + "\n".join(self.html) + "\n</main></body></html>\n"
-        )
-        (self.folder / f"{stem}.html").write_text(page, encoding="utf-8")
+        (self.folder / f"{stem}.html").write_text(whole_page(self.title, "\n".join(self.html)), encoding="utf-8")
         return text
 
 

@@ -90,7 +90,8 @@ def conflict_figure(
         axes.locator_params(axis="x", integer=True)
     for axes, curves in zip(below, ratios.values(), strict=True):
         _draw(axes, curves)
-        axes.set_ylim(0, max(5.0, 1.06 * axes.get_ylim()[1]))
+        top = max(5.0, 1.06 * axes.get_ylim()[1])
+        axes.set_ylim(-0.02 * top, top)
         axes.set_xlabel("Round", color=INK)
         axes.set_ylabel("Pairs in conflict (%)", color=INK)
     _legend(figure, below)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +16,9 @@ from fedgh.federation import picture
 from fedgh.federation.tables import count_projections, layer_history, read_rounds, read_rows
 from fedgh.metric.observatory import label_entropy, label_order, label_shares
 from fedgh.partition.base import Partition
+from fedgh.report.document import Document
 from fedgh.report.run import Run, flatten, open_run
-from fedgh.report.style import STYLE
+from fedgh.report.style import whole_page
 from fedgh.report.table import short
 
 if TYPE_CHECKING:
@@ -32,41 +31,14 @@ GROUPS = ("algorithm", "aggregator", "server_optimizer", "dataset", "partition",
 
 
 @dataclass
-class Page:
+class Page(Document):
     """A page as it grows.
 
     Attributes:
-        folder: Where it and its pictures go.
-        parts: HTML, in order.
         missing: What the run does not have, a sentence each.
     """
 
-    folder: Path
-    parts: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-    def heading(self, text: str) -> None:
-        """Begin a section."""
-        self.parts.append(f"<h2>{escape(text)}</h2>")
-
-    def draw(self, name: str, caption: str, figure: Figure) -> None:
-        """Add a picture, and save it as PNG."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, facecolor="white")
-        (self.folder / f"{name}.png").write_bytes(buffer.getvalue())
-        image = base64.b64encode(buffer.getvalue()).decode()
-        width = round(96 * figure.get_figwidth())
-        self.parts.append(
-            f'<figure><img alt="{escape(name.replace("_", " "))}" width="{width}" src="data:image/png;base64,{image}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
-
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "numbers") -> None:
-        """Add a table."""
-        top = "".join(f"<th>{escape(name)}</th>" for name in head)
-        lines = "".join("<tr>" + "".join(f"<td>{escape(_cell(v))}</td>" for v in row) + "</tr>" for row in rows)
-        start = f"<thead><tr>{top}</tr></thead>" if head else ""
-        self.parts.append(f'<div class="wide"><table class="{kind}">{start}<tbody>{lines}</tbody></table></div>')
 
     def attempt(self, part: Callable[..., None], *arguments: Any) -> None:
         """Add a part; what cannot be read is reported on the page and costs only that part."""
@@ -92,7 +64,7 @@ def write_page(directory: Path, folder: Path) -> Path:
     """
     run = open_run(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    page = Page(folder)
+    page = Page(folder, _title(run))
     try:
         partition = Partition.load(directory / "partition.npz")
     except FedGHError as error:
@@ -121,7 +93,7 @@ def _curves(page: Page, run: Run) -> None:
         "accuracy": run.curve("global/test/acc"),
         "conflict_ratio": run.curve("conflict/ratio"),
     }
-    page.draw(
+    page.picture(
         "rounds",
         "Above: share of the official test set that the global model gets right. Below: share of the pairs of clients "
         "whose raw updates have a negative cosine (the paper's figure 2b).",
@@ -131,8 +103,8 @@ def _curves(page: Page, run: Run) -> None:
 
 def _partition(page: Page, partition: Partition) -> None:
     page.heading("Who holds what")
-    page.parts.append(f"<pre>{escape(partition.card())}</pre>")
-    page.draw(
+    page.html.append(f"<pre>{escape(partition.card())}</pre>")
+    page.picture(
         "partition",
         "Training samples of every class at every client. Above: samples per client, the dashed line is their mean.",
         picture.partition_figure(partition.class_counts),
@@ -150,7 +122,7 @@ def _conflict(page: Page, run: Run, partition: Partition | None) -> None:
         return
     page.heading("Conflict")
     last = read_rows(folder, rounds[-1])
-    page.draw(
+    page.picture(
         "sorted_cosines",
         "The cosines of all pairs of updates, in ascending order (the paper's figures 2a and 2c); red is below zero. "
         "After: the same updates as the aggregation rule bent them towards each other, where it does so.",
@@ -158,9 +130,9 @@ def _conflict(page: Page, run: Run, partition: Partition | None) -> None:
             {"Before": last["cosine"], f"After {_rule(run)}": last["cosine_after"]}, f"Round {rounds[-1]}"
         ),
     )
-    page.draw("cosine_history", "How the cosines are distributed in every round.", _history(folder, rounds, run))
+    page.picture("cosine_history", "How the cosines are distributed in every round.", _history(folder, rounds, run))
     if read_rounds(run.path / "conflict" / "layers"):
-        page.draw(
+        page.picture(
             "layers",
             "The same layer by layer, from the input (top) to the output: share of pairs in conflict, mean cosine.",
             picture.layer_figure(**layer_history(run.path / "conflict" / "layers")),
@@ -176,7 +148,7 @@ def _conflict(page: Page, run: Run, partition: Partition | None) -> None:
             if correlation
             else ""
         )
-        page.draw(
+        page.picture(
             "cosine_matrix",
             "Every pair of the last round's participants, those with like labels side by side: ordered by the class "
             f"they have most of, then by its share.{told}",
@@ -217,7 +189,7 @@ def _harmonization(page: Page, run: Run, partition: Partition | None) -> None:
         return
     page.heading(f"What {_rule(run)} did")
     order = label_order(partition.class_counts)
-    page.draw(
+    page.picture(
         "projections",
         "In how many rounds the update of one client was projected against that of another; clients with like labels "
         "side by side.",
@@ -233,7 +205,7 @@ def _harm(page: Page, run: Run) -> None:
         return
     page.heading("Harm")
     table = read_rows(folder, rounds[-1])
-    page.draw(
+    page.picture(
         "harm",
         "How the loss of each participant on its own training data changed in that round: as it was, and had the mean "
         "been taken. Right of zero a client was harmed. Reports of rounds "
@@ -287,8 +259,8 @@ def _clients(page: Page, run: Run, partition: Partition | None) -> None:
         known = [harm.get(k) for k in range(num_clients)]
         columns["harm under mean"] = ["–" if row is None else f"{row[1] - row[0]:+.3f}" for row in known]
         columns[f"harm under {_rule(run)}"] = ["–" if row is None else f"{row[2] - row[0]:+.3f}" for row in known]
-    page.table(list(columns), list(zip(*columns.values(), strict=True)))
-    page.parts.append(
+    page.table(list(columns), [list(map(_cell, row)) for row in zip(*columns.values(), strict=True)], "numbers")
+    page.html.append(
         "<p class='note'>Most of: its most frequent class. Mean cosine: to the others' updates. Removed norm: what was "
         "taken away from an update, relative to its length. Gain: how much more it counted than in the mean. These are "
         "means over the rounds it took part in. Projected, projecting: how often its update was projected against "
@@ -299,11 +271,12 @@ def _clients(page: Page, run: Run, partition: Partition | None) -> None:
 def _settings(page: Page, run: Run) -> None:
     page.heading("Configuration")
     chosen = [(group, _short_target(run.settings.get(f"{group}._target_", "–"))) for group in GROUPS]
-    page.table([], [("seed", run.settings["seed"]), *chosen], "names")
+    page.table([], [("seed", _cell(run.settings["seed"])), *chosen], "names")
     lines = "\n".join(f"{key}: {value}" for key, value in run.settings.items())
-    page.parts.append(f"<details><summary>All settings</summary><pre>{escape(lines)}</pre></details>")
+    page.html.append(f"<details><summary>All settings</summary><pre>{escape(lines)}</pre></details>")
     page.heading("Provenance")
-    page.table([], list(flatten(run.provenance).items()) or [("unknown", "provenance.json is missing")], "names")
+    known = [(key, _cell(value)) for key, value in flatten(run.provenance).items()]
+    page.table([], known or [("unknown", "provenance.json is missing")], "names")
 
 
 def _html(run: Run, page: Page) -> str:
@@ -318,13 +291,8 @@ def _html(run: Run, page: Page) -> str:
         lines = "".join(f"<li>{escape(text)}</li>" for text in page.missing)
         notes.append(f"<div class='warning'>Not on this page:<ul>{lines}</ul></div>")
     tiles = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in _tiles(run).items())
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(_title(run))}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        f"<h1>{escape(_title(run))}</h1>\n<p class='note'>{escape(str(run.path))}</p>\n"
-        f"<section class='tiles'>{tiles}</section>\n" + "\n".join([*notes, *page.parts]) + "\n</main></body></html>\n"
-    )
+    head = f"<p class='note'>{escape(str(run.path))}</p>\n<section class='tiles'>{tiles}</section>"
+    return whole_page(page.title, "\n".join([head, *notes, *page.html]))
 
 
 def _tiles(run: Run) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedgh.paper.matrix import Cell, cells
 from fedgh.report.cells import Result
-from fedgh.report.compare import Gain, Score
+from fedgh.report.compare import Gain, Score, paired_gain
 from fedgh.report.cost import reach
 
 TITLES = {
@@ -16,12 +16,14 @@ TITLES = {
     "table2": "Table 2: Tiny-ImageNet",
     "table3": "Table 3: number of clients K",
     "table4": "Table 4: number of local epochs E",
+    "figure2": "Figure 2: conflict in FedAvg",
+    "figure4": "Figure 4: CIFAR-100, α 0.01",
     "figure5": "Figure 5: clients split by class, last round",
     "matched_rate": "Variant: FedGH's direction or FedGH's step length?",
     "plain_dirichlet": "Variant: the guarded split of the released code against plain Dirichlet",
     "silent_mu": "Variant: FedProx as defined against mu = 0",
 }
-"""What is printed as a table; a place that has none here goes by its own name."""
+"""Of places; one that has none here goes by its own name."""
 
 ROWS_OF = {"table3": ("K", "partition.num_clients"), "table4": ("E", "algorithm.local_epochs")}
 """Tables that print one of their settings in rows."""
@@ -36,7 +38,9 @@ NAMES = {
     "tiny_imagenet": "Tiny-ImageNet",
     "fedgh": "+ FedGH",
     "mean_at_gain": "FedAvg at FedGH's gain",
-    "fedgh_over_gain": "+ FedGH over its gain",
+    "mean_at_norm": "FedAvg at FedGH's length",
+    "fedgh_over_gain": "FedGH at the mean's gain",
+    "fedgh_at_mean_norm": "FedGH at the mean's length",
     "guarded_mean": "guarded: FedAvg",
     "guarded_fedgh": "guarded: + FedGH",
     "plain_mean": "plain: FedAvg",
@@ -44,6 +48,9 @@ NAMES = {
     "mu0_mean": "mu = 0: FedProx",
     "mu0_fedgh": "mu = 0: + FedGH",
 }
+VERSUS = {"matched_rate": (("fedgh", "mean_at_gain"), ("fedgh", "mean_at_norm"))}
+"""Arms of a variant that are compared with another arm than the plain mean, too."""
+
 PUBLISHED_GAIN = {("figure5", "cifar100", "feddecorr"): 1.93, ("figure5", "tiny_imagenet", "feddecorr"): 1.77}
 """Gains that the text gives where the figure has no numbers."""
 
@@ -92,20 +99,23 @@ def grid(results: Sequence[Result]) -> tuple[list[str], list[list[list[str]]]]:
     """Lay the results of one place and preset out as the paper does, our number above its number.
 
     Returns:
-        Head and rows; a cell is a list of lines. Below every method that has a baseline stands its gain.
+        Head and rows; a cell is a list of lines. Below every method that was run and has a baseline stands its gain.
     """
     published = [as_published(result) for result in results]
-    columns = list(dict.fromkeys(column_name(cell, published) for cell in published))
     table: dict[tuple[str, str], dict[str, Result]] = {}
     for result, cell in zip(results, published, strict=True):
-        in_rows = ROWS_OF.get(cell.place, ("", ""))[1]
-        row = f"{cell.settings.get(in_rows, '')} {cell.row} {cell.aggregator}"
-        table.setdefault((row, row_name(cell)), {})[column_name(cell, published)] = result
-    rows = []
-    for (_, name), line in table.items():
-        rows.append([[name], *([_accuracy(line[c]) if c in line else [""] for c in columns])])
-        if any(result.baseline for result in line.values()):
-            rows.append([["gain"], *([_gain(line[c]) if c in line else [""] for c in columns])])
+        table.setdefault((row_name(cell), cell.row), {})[column_name(cell, published)] = result
+    columns = list(dict.fromkeys(column for line in table.values() for column in line))
+    rows: list[list[list[str]]] = []
+    for (name, _), line in table.items():  # the same columns in every row
+        rows.append([[name], *(_accuracy(line[column]) for column in columns)])
+        if any(result.baseline and result.runs for result in line.values()):
+            rows.append([["gain"], *(_gain(line[column]) for column in columns)])
+    arms = {result.cell.aggregator: line for line in table.values() for result in line.values()}
+    for ours, other in VERSUS.get(published[0].place, ()):
+        pairs = [(arms[ours][column], arms[other][column]) for column in columns]
+        tests = [_test(paired_gain(first.values(), second.values())) for first, second in pairs]
+        rows.append([["FedGH", f"over {NAMES.get(other, other)}"], *tests])
     return ["", *columns], rows
 
 
@@ -119,6 +129,7 @@ def _line(result: Result) -> dict[str, Any]:
     final, last10 = result.score(), result.score("last10")
     gain, gain10 = result.gain(), result.gain("last10")
     soon = reach(result.runs, result.baseline.runs) if result.baseline else Score.of([])
+    curves = result.baseline is not None and any(run.rows for run in result.runs.values())
     line = {
         "preset": cell.preset,
         "table": cell.place,
@@ -145,7 +156,7 @@ def _line(result: Result) -> dict[str, Any]:
         "p_value_last10": gain10.p_value,
         "paper_gain": published_gain(result),
         "rounds_to_baseline": soon.mean,
-        "seeds_that_reached_it": soon.seeds if result.baseline else None,
+        "seeds_that_reached_it": soon.seeds if curves else None,
         "note": result.note,
         "runs": " ".join(str(run.path) for run in result.runs.values()),
     }

@@ -136,7 +136,7 @@ def reach_cells(result: Result) -> list[str]:
     soon, total = reach(result.runs, baseline.runs), next(iter(baseline.runs.values())).summary["rounds"]
     level = f"{baseline.score().mean:.2f}"
     if not soon.seeds:
-        return [level, "not reached", ""]
+        return [level, "not reached" if any(run.rows for run in result.runs.values()) else "not known", ""]
     of = "" if soon.seeds == len(result.runs) else f" ({soon.seeds} of {len(result.runs)} seeds)"
     return [level, f"{soon.mean:.1f}{of}", f"{100 * soon.mean / total:.0f} %"]
 

@@ -1,4 +1,6 @@
-"""How the page of a run looks."""
+"""How our pages look."""
+
+from html import escape
 
 STYLE = """
 :root { --ink: #22303c; --faint: #6b7a87; --line: #e3e8ec; --blue: #2b6ca3; }
@@ -34,3 +36,13 @@ h3 { font-size: 16px; margin: 32px 0 8px; }
 summary { cursor: pointer; color: var(--blue); margin: 12px 0; }
 @media print { body { background: white; } main { padding: 0; } figure { break-inside: avoid; } }
 """
+
+
+def whole_page(title: str, body: str) -> str:
+    """Return a page that needs no other file, under its title."""
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n"
+    )

@@ -15,7 +15,7 @@ from fedgh.report import paper_figures
 from fedgh.report.cells import Result, results
 from fedgh.report.cost import cost_line
 from fedgh.report.document import Document
-from fedgh.report.paper import NAMES, TITLES, as_published, column_name, grid, long_form, row_name, size_note
+from fedgh.report.paper import TITLES, grid, long_form, size_note
 from fedgh.report.run import Run
 from fedgh.report.table import by_setting, cells_of_table, paired_gains, runs_table, seeds_table
 
@@ -55,7 +55,8 @@ def write_report(runs: Sequence[Run], folder: Path, problems: Sequence[str] = ()
 def _write_paper(document: Document, found: Sequence[Result]) -> None:
     """Add the paper's tables and figures, preset by preset, with the cells that are missing."""
     folder = document.folder
-    pd.DataFrame(long_form(found)).to_csv(folder / "paper_tables.csv", index=False)
+    lines = pd.DataFrame(long_form(found)).astype({"pairs": "Int64", "seeds_that_reached_it": "Int64"})
+    lines.to_csv(folder / "paper_tables.csv", index=False)
     for preset in dict.fromkeys(result.cell.preset for result in found):
         at = {place: [r for r in found if (r.cell.preset, r.cell.place) == (preset, place)] for place in places()}
         begun = {place: of for place, of in at.items() if any(result.runs or result.note != "missing" for result in of)}
@@ -74,31 +75,28 @@ def _write_paper(document: Document, found: Sequence[Result]) -> None:
             document.table(*grid(of))
             if place == "figure5":
                 _picture(document, f"figure5_{preset}", _FIGURE5, paper_figures.figure5(of))
-        for place, draw, title, caption in _FIGURES:
+        for place, draw, caption in _FIGURES:
             if place in begun:
                 figure, table = draw(begun[place])
-                document.heading(title, 3)
+                document.heading(TITLES[place], 3)
                 _picture(document, f"{place}_{preset}", caption, figure)
                 document.table(*table)
-        not_run = [TITLES.get(place, place.capitalize()) for place in at if place not in begun]
+        not_run = [TITLES.get(place, place) for place in at if place not in begun]
         if not_run:
             document.text(f"Not run at this preset: {'; '.join(not_run)}.")
-        document.heading("Cost", 3)
-        document.table(*_cost_of_cells(_all(begun)))
+        _write_cost(document, *_cost_of_cells(_all(begun)))
 
 
-_FIGURES: tuple[tuple[str, Callable[[Sequence[Result]], tuple[Any, paper_figures.Table]], str, str], ...] = (
+_FIGURES: tuple[tuple[str, Callable[[Sequence[Result]], tuple[Any, paper_figures.Table]], str], ...] = (
     (
         "figure2",
         paper_figures.figure2,
-        "Figure 2: conflict in FedAvg",
         "Above: cosines of all pairs of updates in the last round, ascending, a line a seed. Below: share of pairs "
         "with a negative cosine, mean over seeds and one standard deviation.",
     ),
     (
         "figure4",
         paper_figures.figure4,
-        "Figure 4: CIFAR-100, α 0.01",
         "Accuracy and loss of the global model on the test split; dashed without FedGH. Mean over seeds and one "
         "standard deviation. The table counts rounds until a run reaches what its baseline has after the last.",
     ),
@@ -108,32 +106,37 @@ _FIGURE5 = (
 )
 
 
-def _cost_of_cells(found: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Return what the runs cost, those that several tables share once."""
-    lines: dict[tuple[str, ...], list[str]] = {}
+def _cost_of_cells(found: Sequence[Result]) -> tuple[dict[str, Sequence[Run]], dict[str, list[str]]]:
+    """Return every group of runs once, by the name of its directories, and the rounds to its baseline's level."""
+    groups, soon = dict[str, Sequence[Run]](), dict[str, list[str]]()
     for result in (result for result in found if result.runs):
-        paper = as_published(result)
-        others = [as_published(other) for other in found if other.cell.place == result.cell.place]
-        name = f"{column_name(paper, others)}: {row_name(paper)}"
-        if result.cell.aggregator == "fedgh":
-            name = name.replace("+ FedGH", f"{NAMES[result.cell.row]} + FedGH")
-        soon = paper_figures.reach_cells(result)[1:] if result.baseline else ["", ""]
-        key = tuple(str(run.path) for run in result.runs.values())
-        lines.setdefault(key, [name, *_cost(list(result.runs.values())), *soon])
-    return [*_COST, "rounds to the baseline's final level", "of all"], list(lines.values())
+        name = result.cell.name.rpartition("/")[0]
+        groups[name] = list(result.runs.values())
+        soon[name] = paper_figures.reach_cells(result)[1:] if result.baseline else ["", ""]
+    return groups, soon
 
 
-_COST = ["", "runs", "rounds", "training (s)", "aggregation (s)", "sample passes", "hardware"]
-
-
-def _cost(runs: Sequence[Run]) -> list[str]:
-    line = cost_line(runs)
-    numbers = (line["rounds"], line["train_seconds"], line["aggregate_seconds"], line["samples"])
-    rounds, train, aggregate, samples = (
-        form.format(value) if isfinite(value) else "not known"
-        for form, value in zip(("{:g}", "{:,.1f}", "{:,.2f}", "{:,.0f}"), numbers, strict=True)
-    )
-    return [str(line["runs"]), rounds, train, aggregate, samples, line["hardware"]]
+def _write_cost(
+    document: Document, groups: Mapping[str, Sequence[Run]], soon: Mapping[str, list[str]] | None = None
+) -> None:
+    """Add what runs cost, means over those alike; hardware in a column only where there are several."""
+    document.heading("Cost", 3)
+    lines = {name: cost_line(runs) for name, runs in groups.items()}
+    hardware = {line["hardware"] for line in lines.values()}
+    head = ["", "runs", "rounds", "training (s)", "aggregation (s)", "sample passes"]
+    head += ["rounds to the baseline's final level", "of all"] * bool(soon) + ["hardware"] * (len(hardware) > 1)
+    rows = []
+    for name, line in lines.items():
+        numbers = (line["rounds"], line["train_seconds"], line["aggregate_seconds"], line["samples"])
+        told = [
+            form.format(value) if isfinite(value) else "not known"
+            for form, value in zip(("{:g}", "{:,.1f}", "{:,.2f}", "{:,.0f}"), numbers, strict=True)
+        ]
+        last = [line["hardware"]] * (len(hardware) > 1)
+        rows.append([name, str(line["runs"]), *told, *(soon[name] if soon else []), *last])
+    document.table(head, rows)
+    if len(hardware) == 1:
+        document.text(f"All on: {hardware.pop()}.")
 
 
 def _write_others(document: Document, runs: Sequence[Run], apart: bool) -> None:
@@ -156,8 +159,7 @@ def _write_others(document: Document, runs: Sequence[Run], apart: bool) -> None:
         "Accuracy and conflict ratio per round of the first run of every setting.",
         run_figure(drawn) if drawn else None,
     )
-    document.heading("Cost", 3)
-    document.table(_COST, [[_name(setting), *_cost(alike)] for setting, alike in by_setting(runs).items()])
+    _write_cost(document, {_name(setting): alike for setting, alike in by_setting(runs).items()})
 
 
 def _picture(document: Document, name: str, caption: str, figure: Figure | None) -> None:
