@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from fedgh.core.flat import FlatModel
 from fedgh.model.cnn2 import CNN2
 from fedgh.model.layers import Dropout
+from fedgh.model.mlp import MLP
 
 
 class Small(nn.Module):
@@ -265,3 +266,13 @@ def test_the_memory_format_reaches_the_convolutions_and_changes_rounding_only():
         gradients.append(model.params.grad.clone())
     assert len(seen) == 2
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_without_convolutions_images_stay_as_they_are():
+    module = MLP((3, 8, 8), 3, hidden=[])
+    seen = []
+    module.body.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    model, batch = FlatModel(module, memory_format=torch.channels_last), torch.randn(2, 3, 8, 8)
+    model.forward(model.params, batch)
+    assert seen[0].data_ptr() == batch.data_ptr()
+    assert seen[0].stride() == batch.stride()
