@@ -106,7 +106,7 @@ def test_help_names_everything(paper):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("colums=cifar10*", "there is no key colums (did you mean columns?)"),
+        ("columnz=cifar10*", "there is no key columnz (did you mean columns?)"),
         ("num_round=3", "there is no key num_round (did you mean num_rounds?)"),
         ("algorithm.local_epochs=many", "algorithm.local_epochs must be a whole number"),
     ],
