@@ -1,5 +1,7 @@
-"""Every notebook runs from top to bottom."""
+"""Every notebook runs from top to bottom, and keeps the outputs of a run that names no folder of its machine."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,15 @@ def test_a_notebook_runs(path):
 
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_kept_in_order_and_hold_no_absolute_path(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    for text in map("".join, texts):
+        assert not re.search(r"(?<![\w./])/\w+/[\w./-]+", text), text
