@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from fedgh.federation.tables import write_rows
 from fedgh.paper.matrix import cells
 from fedgh.report.cells import MISSING, MIXED, results
 from fedgh.report.paper import grid, long_form, size_note
+from fedgh.report.runs import gather
 from fedgh.report.write import write_report
 from tests.report.made import cell, make_run, write_run
 
+ROOT = Path(__file__).parents[2]
 COLUMN = "cifar10_a0.1_k20"
 FEDAVG, FEDGH = cell("table1", COLUMN), cell("table1", COLUMN, aggregator="fedgh")
 
@@ -180,7 +183,14 @@ def test_a_report_of_some_cells(tmp_path):
     out = tmp_path / "out"
     text = write_report(made(tmp_path, row={"time/train_seconds": 2.0}), out, ["something was left out"])
     assert (out / "report.md").read_text() == text
-    for said in ("6 finished runs", "- something was left out", "### Table 1", "| + FedGH | 52.00 ± 1.00 (3)<br>"):
+    for said in (
+        "# Runs beside the paper",
+        "6 finished runs",
+        "Commit: abc123.",
+        "- something was left out",
+        "### Table 1",
+        "| + FedGH | 52.00 ± 1.00 (3)<br>",
+    ):
         assert said in text
     assert "Not run at this preset: Table 2: Tiny-ImageNet; " in text
     assert "| cifar10_a0.1_k10/fedavg+fedgh | 3 | 20 | 4.0 | not known | not known | 1.0 | 5 % |" in text
@@ -266,3 +276,15 @@ def test_the_entry_point_reads_folders_and_says_what_it_left_out(tmp_path, capsy
     assert f"{half.path} is not finished (2 of 20 rounds) and is left out; go on with it: fedgh-train resume=" in told
     assert "| + FedGH | 51.00 (1)<br>" in told
     assert f"written to {out}" in told
+
+
+def test_the_kept_table_follows_from_the_kept_runs():
+    kept = read_csv(ROOT / "results" / "paper" / "paper_tables.csv")
+    named = dict.fromkeys(path for line in kept for path in line["runs"].split())
+    runs, problems = gather(ROOT / path for path in named)
+    assert (len(runs), problems) == (len(named), [])
+    for line, ours in zip(kept, long_form(results(runs)[0]), strict=True):
+        for key in ("table", "column", "row", "aggregator", "note"):
+            assert line[key] == ours[key]
+        for key in ("ours", "sd", "seeds", "last10", "paper", "gain", "p_value"):
+            assert (float(line[key]) if line[key] else None) == pytest.approx(ours[key])

@@ -35,12 +35,15 @@ def write_report(runs: Sequence[Run], folder: Path, problems: Sequence[str] = ()
         The Markdown text.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    document = Document(folder, "Report")
     found, others, complaints = results(runs)
+    document = Document(folder, "Runs beside the paper" if found else "Runs")
     problems = [*problems, *complaints]
     document.text(
         f"{len(runs)} finished runs. `runs.csv` has a line for each: settings, results, cost, commit, command."
     )
+    if runs:
+        commits = dict.fromkeys(str(run.provenance.get("commit") or "unknown") for run in runs)
+        document.text(f"Commit{'s' * (len(commits) > 1)}: {', '.join(commits)}.")
     if problems:
         document.points(problems, kind="warning")
     if runs:
