@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -43,12 +44,12 @@ class Document:
     def text(self, text: str) -> None:
         """Add a paragraph."""
         self.markdown.append(text)
-        self.html.append(f"<p>{escape(text)}</p>")
+        self.html.append(f"<p>{_code(text)}</p>")
 
     def points(self, lines: Sequence[str], kind: str = "") -> None:
         """Add a list; ``kind="warning"`` draws the reader's eye."""
         self.markdown.append("\n".join(f"- {line}" for line in lines))
-        items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+        items = "".join(f"<li>{_code(line)}</li>" for line in lines)
         self.html.append(f"<div class='{kind}'><ul>{items}</ul></div>")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Cell]], kind: str = "report") -> None:
@@ -89,6 +90,11 @@ class Document:
         (self.folder / f"{stem}.md").write_text(text, encoding="utf-8")
         (self.folder / f"{stem}.html").write_text(whole_page(self.title, "\n".join(self.html)), encoding="utf-8")
         return text
+
+
+def _code(text: str) -> str:
+    """Return HTML of a text in which backquotes mark what is typed."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _lines(cell: Cell) -> Sequence[str]:

@@ -38,9 +38,8 @@ def write_report(runs: Sequence[Run], folder: Path, problems: Sequence[str] = ()
     found, others, complaints = results(runs)
     document = Document(folder, "Runs beside the paper" if found else "Runs")
     problems = [*problems, *complaints]
-    document.text(
-        f"{len(runs)} finished runs. `runs.csv` has a line for each: settings, results, cost, commit, command."
-    )
+    number = "1 finished run" if len(runs) == 1 else f"{len(runs)} finished runs"
+    document.text(f"{number}. `runs.csv` has a line for each: settings, results, cost, commit, command.")
     if runs:
         commits = dict.fromkeys(str(run.provenance.get("commit") or "unknown") for run in runs)
         document.text(f"Commit{'s' * (len(commits) > 1)}: {', '.join(commits)}.")
