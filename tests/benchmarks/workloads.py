@@ -16,7 +16,9 @@ from torch.nn.functional import cross_entropy
 from fedgh.aggregator.mean import Mean
 from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.flat import FlatModel
+from fedgh.dataset.augmentation import Augmentation
 from fedgh.dataset.base import ImageDataset
+from fedgh.executor.auto import choose
 from fedgh.executor.cohort import CohortExecutor
 from fedgh.executor.sequential import SequentialExecutor
 from fedgh.federation.loop import Schedule, describe
@@ -61,22 +63,23 @@ class Workload:
     clients_per_round: int
     batch_size: int
     model: Callable[..., Model]
+    side: int = 32  # of an image, pixels
+    num_classes: int = 10
+    augmentation: Augmentation | None = None
 
     def dataset(self) -> ImageDataset:
+        """Noise in which each class is a little brighter in rows of its own, so that there is something to learn."""
         generator = torch.Generator().manual_seed(0)
-        draw = partial(torch.randint, generator=generator)
-        rows = self.num_clients * self.num_examples
-        return ImageDataset(
-            "random",
-            draw(0, 256, (rows, 3, 32, 32), dtype=torch.uint8),
-            draw(0, 10, (rows,)),
-            draw(0, 256, (TEST_IMAGES, 3, 32, 32), dtype=torch.uint8),
-            draw(0, 10, (TEST_IMAGES,)),
-            tuple("abcdefghij"),
-            (0.5,) * 3,
-            (0.25,) * 3,
-            None,
-        )
+        splits = []
+        for count in (self.num_clients * self.num_examples, TEST_IMAGES):
+            labels = torch.randint(0, self.num_classes, (count,), generator=generator)
+            size = (count, 3, self.side, self.side)
+            images = torch.randint(0, 192, size, generator=generator, dtype=torch.uint8)
+            for row in range(10):
+                images[labels % 10 == row, :, 3 * row : 3 * row + 3] += 64
+            splits += [images, labels]
+        names = tuple(map(str, range(self.num_classes)))
+        return ImageDataset("noise", *splits, names, (0.4,) * 3, (0.23,) * 3, self.augmentation)
 
 
 WORKLOADS = {
@@ -85,15 +88,23 @@ WORKLOADS = {
     "W3": Workload("W3", 100, 20, 20, 10, partial(MLP, hidden=[])),
 }
 EXECUTORS = {"sequential": SequentialExecutor, "cohort": partial(CohortExecutor, width=20)}
+AUTO = partial(choose, width=20)
 
 
-def build(workload: Workload, executor: str, device: torch.device) -> Federation:
+def build(
+    workload: Workload,
+    executor: str,
+    device: torch.device,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Federation:
     dataset = workload.dataset()
     owners = np.repeat(np.arange(workload.num_clients), workload.num_examples)
-    partition = Partition.from_owners(dataset.train_labels.numpy(), 10, owners, workload.num_clients, {})
+    labels, num_classes = dataset.train_labels.numpy(), workload.num_classes
+    partition = Partition.from_owners(labels, num_classes, owners, workload.num_clients, {})
     dataset = dataset.to(device)
     torch.manual_seed(0)
-    model = FlatModel(workload.model(image_shape=dataset.image_shape, num_classes=10), device)
+    module = workload.model(image_shape=dataset.image_shape, num_classes=num_classes)
+    model = FlatModel(module, device, memory_format)
     optimizer = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
     algorithm = FedAvg(optimizer=optimizer, local_epochs=1, batch_size=workload.batch_size)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -104,22 +115,25 @@ def build(workload: Workload, executor: str, device: torch.device) -> Federation
     return Federation(
         partition=partition,
         sampler=Uniform(workload.clients_per_round / workload.num_clients),
-        executor=EXECUTORS[executor](trainer=trainer, client_indices=indices, **parts),
+        executor=(EXECUTORS | {"auto": AUTO})[executor](trainer=trainer, client_indices=indices, **parts),
         aggregator=Mean(),
         server_optimizer=SGD(1.0),
         **parts,
     )
 
 
-def rounds(federation: Federation) -> Callable[[], None]:
-    """Return what runs one round more, as the training loop does: train, aggregate, measure conflict, evaluate."""
+def rounds(federation: Federation) -> Callable[[], dict[str, float]]:
+    """Return what runs one round more, as the training loop does: train, aggregate, measure conflict, evaluate.
+
+    It returns the round's metrics.
+    """
     schedule = Schedule(1 << 30, 1, TEST_IMAGES, 1 << 30)
     state = [initial_state(federation.model)]
 
-    def play() -> None:
+    def play() -> dict[str, float]:
         outcome = run_round(federation, state[0])
-        describe(federation, outcome, schedule)
         state[0] = outcome.server
+        return describe(federation, outcome, schedule).metrics
 
     return play
 
@@ -132,7 +146,7 @@ class BareLoop:
         self.images, self.labels = dataset.normalize(dataset.train_images), dataset.train_labels
         self.test_images, self.test_labels = dataset.normalize(dataset.test_images), dataset.test_labels
         torch.manual_seed(0)
-        self.model = workload.model(image_shape=dataset.image_shape, num_classes=10).to(device)
+        self.model = workload.model(image_shape=dataset.image_shape, num_classes=workload.num_classes).to(device)
         self.workload, self.device = workload, device
         self.server = [p.detach().clone() for p in self.model.parameters()]
 
@@ -145,9 +159,13 @@ class BareLoop:
         optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
         order = torch.randperm(size, device=self.device) + client * size
         for rows in order.split(batch_size):
+            images, labels = self.batch(rows)
             optimizer.zero_grad()
-            cross_entropy(self.model(self.images[rows]), self.labels[rows]).backward()
+            cross_entropy(self.model(images), labels).backward()
             optimizer.step()
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[rows], self.labels[rows]
 
     def __call__(self) -> None:
         workload = self.workload
