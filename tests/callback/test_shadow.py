@@ -139,7 +139,7 @@ def test_the_choice_adds_to_the_default_callbacks():
     config.validate(chosen)
     assert set(cfg().callback) == set(chosen.callback) - {"shadow"}
     (shadow,) = [c for c in config.build_callbacks(chosen) if isinstance(c, Shadow)]
-    assert (list(shadow.aggregators), shadow.every, shadow.batch_size) == (["mean", "clipped"], 3, 1000)
+    assert (list(shadow.aggregators), shadow.every, shadow.batch_size) == (["mean", "clipped"], 3, 200)
     together = cfg("callback=[shadow,record_updates]")
     assert {"shadow", "record_updates", *cfg().callback} == set(together.callback)
 
