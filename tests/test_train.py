@@ -121,6 +121,22 @@ def test_resuming_a_finished_run_changes_nothing(cli):
     assert table(run_dir) == rows
 
 
+def test_shadows_go_on_with_what_they_remembered(cli):
+    shadows = ["callback=shadow", "shadow.aggregators=[gradvac,fedadp]", "shadow.every=1", "sampler.fraction=0.5"]
+
+    def found(run_dir):
+        rows = read_csv(run_dir / "metrics.csv")
+        return [{key: value for key, value in row.items() if key.startswith("shadow/")} for row in rows]
+
+    straight = straight_run(cli, *TINY, "logger=csv", *shadows)
+    run_dir = cli(*TINY, "logger=csv", *shadows, "num_rounds=2").run_dir
+    resumed = cli(f"resume={run_dir}", "num_rounds=4")
+    assert resumed.code == 0, resumed.err
+    assert "empty memory" not in resumed.out + resumed.err
+    assert found(run_dir) == found(straight)
+    assert [len(row) for row in found(straight)] == 4 * [2 * 4]
+
+
 def test_resume_refuses_other_settings(cli):
     run_dir = cli(*QUIET, "num_rounds=1").run_dir
     rows = table(run_dir)

@@ -20,7 +20,7 @@ from fedgh.federation import checkpoint as checkpoints
 from fedgh.federation import picture
 from fedgh.federation.checkpoint import Checkpoint
 from fedgh.federation.claim import claim
-from fedgh.federation.loop import Preparing, train
+from fedgh.federation.loop import Preparing, Remembering, train
 from fedgh.federation.provenance import check_writable, provenance
 from fedgh.federation.recorder import Recorder, read_csv
 from fedgh.federation.round import Federation, initial_state, to_device
@@ -65,6 +65,7 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     check_writable(run_dir)
     name, group = name_run(cfg)
     schedule, callbacks = config.build_schedule(cfg), config.build_callbacks(cfg)
+    remembering = [callback for callback in callbacks if isinstance(callback, Remembering)]
 
     federation = config.build_federation(cfg)
     stamp = Checkpoint(
@@ -78,6 +79,8 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     if resumed and path:
         checkpoints.check_fits(resumed, path, stamp.layout, stamp.dataset, stamp.partition)
         stamp = replace(stamp, server=to_device(resumed.server, federation.model.device))
+        for callback in remembering:
+            callback.recall(resumed.callbacks.get(type(callback).__name__, {}))
     for callback in callbacks:
         if isinstance(callback, Preparing):
             callback.prepare(federation, schedule, stamp.server)
@@ -90,7 +93,9 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     recorder.picture("partition", figure)
 
     def save(server: ServerState) -> Path:
-        return checkpoints.save(replace(stamp, server=server), run_dir / "checkpoints", cfg.checkpoint.keep)
+        memory = {type(callback).__name__: callback.memory() for callback in remembering}
+        now = replace(stamp, server=server, callbacks=memory)
+        return checkpoints.save(now, run_dir / "checkpoints", cfg.checkpoint.keep)
 
     if not resumed:
         save(stamp.server)  # so that a run killed in its first round can be resumed, too

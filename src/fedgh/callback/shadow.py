@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -31,8 +32,8 @@ class Shadow:
     of one round's aggregation. The run itself stays the same to the bit.
 
     A rule that remembers (``stateful``) sees every round, so that its memory is of all updates; that memory belongs to
-    the shadow, is in no checkpoint, and starts empty again in a resumed run. A rule that fails is reported once and
-    tried again in the next round; the run goes on.
+    the shadow, and goes through the run's checkpoint. A rule that fails is reported once and tried again in the next
+    round; the run goes on.
 
     Args:
         aggregators: Rules by name.
@@ -69,6 +70,14 @@ class Shadow:
                 self._failed.add(name)
             else:
                 row.metrics |= {f"shadow/{name}/{key}": value for key, value in metrics.items()}
+
+    def memory(self) -> dict[str, Any]:
+        """Return what the rules remember, by rule; see :class:`fedgh.federation.loop.Remembering`."""
+        return {name: state for name, state in self._states.items() if state}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on with it in a resumed run."""
+        self._states.update(memory)
 
     def _try(
         self, name: str, rule: Aggregator, federation: Federation, before: ServerState, outcome: Round, due: bool

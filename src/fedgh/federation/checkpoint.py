@@ -6,7 +6,7 @@ import logging
 import os
 import zipfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Checkpoint:
         layout: Name and shape of every parameter, to tell another model.
         dataset: Fingerprint of the data set.
         partition: Hash of the partition.
+        callbacks: What callbacks remember, by the name of their class; whatever it is, of tensors and plain values.
     """
 
     server: ServerState
@@ -41,6 +42,7 @@ class Checkpoint:
     layout: dict[str, list[int]]
     dataset: str
     partition: str
+    callbacks: dict[str, Any] = field(default_factory=dict)
 
 
 def layout_of(model: FlatModel) -> dict[str, list[int]]:
@@ -59,7 +61,7 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
     content = {
         "version": VERSION,
         "server": dict(vars(checkpoint.server)),
-        **{k: getattr(checkpoint, k) for k in ("config", "wandb_id", "layout", "dataset", "partition")},
+        **{k: getattr(checkpoint, k) for k in ("config", "wandb_id", "layout", "dataset", "partition", "callbacks")},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,7 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(
         server=ServerState(**content["server"]),
         **{k: content[k] for k in ("config", "wandb_id", "layout", "dataset", "partition")},
+        callbacks=content.get("callbacks", {}),  # of a run from before they remembered anything
     )
 
 

@@ -53,6 +53,19 @@ class Preparing(Protocol):
         ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A callback that remembers something from round to round; it goes into the checkpoint and comes back from it."""
+
+    def memory(self) -> dict[str, Any]:
+        """Return what it remembers, of tensors and plain values."""
+        ...
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Remember again what :meth:`memory` returned in the run that is resumed; empty if that had none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Schedule:
     """When things happen.
