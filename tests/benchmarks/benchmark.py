@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 import torchvision
 from aggregation import aggregation, growth, memory
+from cell import cell
 from observatory import observatory
 from PIL import Image
 from torchvision.transforms import v2
@@ -187,7 +188,9 @@ def machine(device: torch.device) -> str:
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     **{name: partial(workload, name=name) for name in WORKLOADS},
-    **{f.__name__: f for f in (fits, population, aggregation, growth, memory, observatory, augmentation, startup)},
+    **{
+        f.__name__: f for f in (fits, population, aggregation, growth, memory, observatory, augmentation, cell, startup)
+    },
 }
 
 
