@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra import compose as hydra_compose
@@ -29,8 +29,10 @@ from omegaconf.errors import OmegaConfBaseException
 from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_seed
-from fedgh.federation.loop import Schedule
-from fedgh.federation.round import Federation
+
+if TYPE_CHECKING:
+    from fedgh.federation.loop import Schedule
+    from fedgh.federation.round import Federation
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,12 @@ def _run_dir(resume: str | None, log_dir: str, task: str) -> str:
     if resume and Path(resume).is_dir():
         return str(resume)
     return str(Path(log_dir) / task / "runs" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+
+
+def _jobs_at_once() -> int:
+    """Return one job a GPU; without GPUs one for every two cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() or max(1, cores // 2)
 
 
 def _run_name() -> str:
@@ -59,6 +67,8 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 
 OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("if_set", lambda value, yes, no: yes if value else no, replace=True)
+OmegaConf.register_new_resolver("if_gpu", lambda yes, no: yes if torch.cuda.is_available() else no, replace=True)
+OmegaConf.register_new_resolver("jobs_at_once", _jobs_at_once, replace=True)
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
@@ -211,6 +221,8 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # our defaults of a launcher are checked against its plugin's, which is as it should be
+    warnings.filterwarnings("ignore", message="(?s).*'hydra/launcher/.*is validated against ConfigStore schema")
 
 
 def build_federation(cfg: DictConfig) -> Federation:
@@ -219,6 +231,8 @@ def build_federation(cfg: DictConfig) -> Federation:
     Raises:
         FedGHError: Whatever a part has to say against its values, the data or their combination.
     """
+    from fedgh.federation.round import Federation  # here: Lightning, which reports and messages do without
+
     quieten()
     algorithm, aggregator, sampler, server_optimizer, partitioner = (
         build(cfg[name]) for name in ("algorithm", "aggregator", "sampler", "server_optimizer", "partition")
@@ -258,6 +272,8 @@ def build_federation(cfg: DictConfig) -> Federation:
 
 def build_schedule(cfg: DictConfig) -> Schedule:
     """Return when things happen."""
+    from fedgh.federation.loop import Schedule  # here, as in build_federation
+
     return Schedule(cfg.num_rounds, cfg.evaluation.every, cfg.evaluation.batch_size, cfg.checkpoint.every)
 
 

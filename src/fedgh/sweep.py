@@ -40,6 +40,7 @@ NEEDED = {
     "joblib": "hydra_plugins.hydra_joblib_launcher",
     "submitit_local": "hydra_plugins.hydra_submitit_launcher",
     "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
+    "ray": "ray",
 }
 """What choices of ``hydra/launcher`` and ``hydra/sweeper`` import; the extra is named like the choice."""
 

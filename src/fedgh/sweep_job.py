@@ -24,6 +24,7 @@ from fedgh.jobs import state_of
 from fedgh.report.seeds import JOBS, closing
 
 log = logging.getLogger(__name__)
+config.quieten()  # a launcher's process has not come through the entry point
 
 leader: int | None = None
 """The process that leads the sweep, where it is this one."""

@@ -1,7 +1,5 @@
 import copy
 
-from copy import deepcopy
-
 import pytest
 import torch
 from torch import nn
@@ -68,7 +66,7 @@ def test_cnn2_is_the_documented_stack():
 def test_pooling_before_the_second_relu_is_the_published_stack():
     images = torch.randn(3, *CIFAR)
     ours = cnn2().eval()
-    published = deepcopy(ours)
+    published = copy.deepcopy(ours)
     published.body[3], published.body[4] = published.body[4], published.body[3]
     assert isinstance(published.body[3], nn.ReLU)
     gradients = []

@@ -14,8 +14,8 @@ from fedgh.model.layers import Dropout
 class CNN2(Model):
     """Two convolutions and one hidden layer.
 
-    conv 3x3, ReLU, conv 3x3, max-pool 2, ReLU, dropout, dense, ReLU, dropout, head; no padding. Pooling before the second
-    ReLU gives the values and gradients of pooling after it, at a quarter of its work. With the default widths
+    conv 3x3, ReLU, conv 3x3, max-pool 2, ReLU, dropout, dense, ReLU, dropout, head; no padding. Pooling before the
+    second ReLU gives the values and gradients of pooling after it, at a quarter of its work. With the default widths
     and 3x32x32 images of 10 classes it has 1,626,442 parameters. Features are the hidden layer after dropout.
 
     Args:
