@@ -1,4 +1,4 @@
-"""Flower's simulation (https://pypi.org/project/flwr, with Ray) on a workload; see ``peers.py``."""
+"""Flower's simulation (package flwr, with Ray) on a workload; see ``peers.py``."""
 
 from __future__ import annotations
 

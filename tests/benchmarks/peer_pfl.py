@@ -1,4 +1,4 @@
-"""pfl-research (https://pypi.org/project/pfl) on a workload; see ``peers.py``."""
+"""pfl-research (package pfl) on a workload; see ``peers.py``."""
 
 from __future__ import annotations
 
