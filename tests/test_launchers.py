@@ -7,7 +7,9 @@ from importlib import import_module
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
+from fedgh import config
 from fedgh.federation import checkpoint as checkpoints
 
 TINY = [
@@ -85,11 +87,9 @@ def test_the_defaults_of_every_launcher_are_what_it_takes(root_config):
         "submitit_local": ("hydra_plugins.hydra_submitit_launcher.config", "LocalQueueConf"),
         "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher.config", "SlurmQueueConf"),
     }
-    root_config()
+    config.quieten()
     for name, (module, conf) in known.items():
         pytest.importorskip(module)
-        from hydra.core.hydra_config import HydraConfig
-
         root_config(f"hydra/launcher={name}")
         chosen = HydraConfig.get().launcher
         assert set(chosen) <= set(vars(getattr(import_module(module), conf)()))
