@@ -1,0 +1,53 @@
+"""What ClientApp and ServerApp share: the federation that a Flower run's config describes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fedgh import config
+from fedgh.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fedgh.federation.round import Federation
+
+
+def compose(run_config: Mapping[str, Any], *defaults: str) -> DictConfig:
+    """Return the config that ``fedgh-train`` would compose of a Flower run's ``overrides``.
+
+    Args:
+        run_config: Of the Flower run.
+        *defaults: Overrides that the run's own ones may replace.
+
+    Raises:
+        ConfigurationError: If an override is unknown or a value is out of its range.
+    """
+    overrides = str(run_config.get("overrides", ""))
+    try:
+        cfg = config.compose([*defaults, *shlex.split(overrides)])
+    except (CompactHydraException, OmegaConfBaseException, ValueError) as error:
+        cause = f"; {error.__cause__}" if error.__cause__ else ""
+        raise ConfigurationError(f"--run-config overrides={overrides!r} cannot be composed: {error}{cause}") from error
+    config.validate(cfg)
+    return cfg
+
+
+def build(cfg: DictConfig) -> Federation:
+    """Return the parts; each client trains alone on its node, so the executor is the sequential one."""
+    alone = cfg.copy()
+    alone.executor = config.compose(["executor=sequential"]).executor
+    alone.executor.row_dtype = cfg.executor.row_dtype
+    return config.build_federation(alone)
+
+
+@cache
+def kept(overrides: str) -> tuple[DictConfig, Federation]:
+    """Return config and parts of these overrides; a process that serves several messages builds them once."""
+    cfg = compose({"overrides": overrides})
+    return cfg, build(cfg)
