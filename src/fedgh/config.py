@@ -221,6 +221,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # on every login node of SLURM
     # our defaults of a launcher are checked against its plugin's, which is as it should be
     warnings.filterwarnings("ignore", message="(?s).*'hydra/launcher/.*is validated against ConfigStore schema")
 

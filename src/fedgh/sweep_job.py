@@ -6,7 +6,9 @@ import gc
 import json
 import logging
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -28,6 +30,9 @@ config.quieten()  # a launcher's process has not come through the entry point
 
 leader: int | None = None
 """The process that leads the sweep, where it is this one."""
+
+GRACE = 600.0
+"""Seconds that a stopped job waits for SLURM to kill it; longer than SLURM lets preempted jobs live."""
 
 _gpu: list[ExitStack] = []
 """Holds this process's GPU until the process ends."""
@@ -77,12 +82,20 @@ def run_job(cfg: DictConfig, train: Callable[[DictConfig, bool], float | None]) 
         note("failed", text)
         log.error("job %d failed: %s", number, text)
         return None
-    except BaseException:
+    except BaseException as end:
         note("stopped")
+        if isinstance(end, SystemExit) and end.code == 128 + signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+            _outlast(hydra.job.num)
         raise
     (folder / "error.txt").unlink(missing_ok=True)
     note("finished")
     return result
+
+
+def _outlast(number: int) -> None:
+    """Wait for SLURM to kill this job: one that it preempts is queued again only if it has not ended by itself."""
+    log.warning("job %d is saved and waits for SLURM to end it", number)
+    time.sleep(GRACE)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
