@@ -9,6 +9,7 @@ import difflib
 import inspect
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -306,6 +307,16 @@ def build_loggers(cfg: DictConfig, run_dir: Path, wandb_id: str, name: str, grou
         else:
             loggers.append(build(node))
     return loggers
+
+
+def new_wandb_id() -> str:
+    """Return the id of the W&B run that an agent of a W&B sweep has opened for this process, else one of our own."""
+    return os.environ["WANDB_RUN_ID"] if in_wandb_sweep() else secrets.token_hex(4)
+
+
+def in_wandb_sweep() -> bool:
+    """Tell whether an agent of a W&B sweep has started this process."""
+    return "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ
 
 
 def wandb_mode(mode: str) -> str:

@@ -27,7 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fedgh import config, sweep_job
+from fedgh import config, search, sweep_job
 from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.entry import give_up
 from fedgh.federation.claim import claim
@@ -37,12 +37,13 @@ log = logging.getLogger(__name__)
 
 RECORD = "sweep.json"
 NEEDED = {
-    "joblib": "hydra_plugins.hydra_joblib_launcher",
-    "submitit_local": "hydra_plugins.hydra_submitit_launcher",
-    "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
-    "ray": "ray",
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "ray": ("ray", "ray"),
+    "optuna": ("optuna", "search"),
 }
-"""What choices of ``hydra/launcher`` and ``hydra/sweeper`` import; the extra is named like the choice."""
+"""What choices of ``hydra/launcher`` and ``hydra/sweeper`` import, and the extra that brings it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Sweep:
 
     Attributes:
         folder: Its directory.
-        overrides: What was typed, without ``sweep.``.
+        overrides: What was typed, without ``sweep.`` and ``hydra``.
+        hydra: What was typed for Hydra: launcher, sweeper, directory.
         total: Jobs that it will have; None if its sweeper decides as it goes.
         wandb_id: Of the W&B run with the table over seeds.
         config: As composed before the jobs' own overrides.
@@ -60,6 +62,7 @@ class Sweep:
 
     folder: Path
     overrides: list[str]
+    hydra: list[str]
     total: int | None
     wandb_id: str
     config: DictConfig
@@ -95,8 +98,13 @@ def begin(cfg: DictConfig) -> Sweep:
     """
     check_plugins(cfg)
     overrides = [str(o) for o in cfg.hydra.overrides.task if not str(o).startswith("sweep.")]
+    hydra = [str(o) for o in cfg.hydra.overrides.hydra if not str(o).startswith("hydra.mode=")]
     if any(o.startswith("resume=") for o in overrides):
         raise ConfigurationError("resume=<directory> goes on with one run; for a sweep type sweep.resume=true")
+    if config.in_wandb_sweep():
+        raise ConfigurationError(
+            "an agent of a W&B sweep has started this, and its jobs would all write into one W&B run; leave out -m"
+        )
     if cfg.sweep.resume:
         folder = find(cfg, overrides)
         with open_dict(cfg):
@@ -107,7 +115,8 @@ def begin(cfg: DictConfig) -> Sweep:
     held.enter_context(claim(folder, "wait for it, or choose another directory: hydra.sweep.dir=<folder>"))
     record = folder / RECORD
     if not record.exists():
-        record.write_text(json.dumps({"overrides": overrides, "wandb_id": secrets.token_hex(4)}, indent=2) + "\n")
+        asked = {"overrides": overrides, "hydra": hydra, "wandb_id": secrets.token_hex(4)}
+        record.write_text(json.dumps(asked, indent=2) + "\n")
     elif not cfg.sweep.resume:
         raise ConfigurationError(
             f"{folder} holds a sweep already; go on with it by sweep.resume=true, or choose another directory: "
@@ -115,8 +124,8 @@ def begin(cfg: DictConfig) -> Sweep:
         )
     content = json.loads(record.read_text())
     if content["overrides"] != overrides:
-        raise ConfigurationError(f"{folder} holds another sweep: {difference(content['overrides'], overrides)}")
-    return Sweep(folder, overrides, count(cfg, overrides), content["wandb_id"], cfg, held)
+        raise ConfigurationError(f"{folder} holds another sweep: {difference(content, overrides)}")
+    return Sweep(folder, overrides, hydra, count(cfg, overrides), content["wandb_id"], cfg, held)
 
 
 def find(cfg: Any, overrides: Sequence[str]) -> Path:
@@ -135,8 +144,8 @@ def find(cfg: Any, overrides: Sequence[str]) -> Path:
             )
         return folder
     folder = Path(cfg.paths.log_dir, cfg.task_name, "multiruns")
-    known = {path.parent: json.loads(path.read_text())["overrides"] for path in sorted(folder.glob(f"*/{RECORD}"))}
-    same = [path for path, stored in known.items() if stored == list(overrides)]
+    known = {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RECORD}"))}
+    same = [path for path, stored in known.items() if stored["overrides"] == list(overrides)]
     if same:
         return same[-1]
     if not known:
@@ -146,13 +155,14 @@ def find(cfg: Any, overrides: Sequence[str]) -> Path:
     raise ConfigurationError(f"no sweep in {folder} was started with these settings. The newest, {newest.name}: {told}")
 
 
-def difference(stored: Sequence[str], overrides: Sequence[str]) -> str:
-    """Return what sets two sweeps apart, and what to do about it."""
-    parts = [f"started with {o}" for o in stored if o not in overrides]
-    parts += [f"now {o}" for o in overrides if o not in stored]
+def difference(stored: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """Return what sets a recorded sweep apart from another one, and what to do about it."""
+    before = stored["overrides"]
+    parts = [f"started with {o}" for o in before if o not in overrides]
+    parts += [f"now {o}" for o in overrides if o not in before]
     return (
         f"{', '.join(parts) or 'the same settings in another order'}. Repeat the command it was started with, "
-        f"`{command(stored)} sweep.resume=true`, or start a new sweep without sweep.resume"
+        f"`{command([*stored.get('hydra', []), *before])} sweep.resume=true`, or start a new sweep without sweep.resume"
     )
 
 
@@ -174,9 +184,8 @@ def check_plugins(cfg: DictConfig) -> None:
     """
     for part in ("launcher", "sweeper"):
         choice = str(cfg.hydra.runtime.choices[f"hydra/{part}"])
-        package = NEEDED.get(choice, "hydra")
+        package, extra = NEEDED.get(choice, ("hydra", ""))
         if not installed(package):
-            extra = choice.partition("_")[0]
             raise ConfigurationError(
                 f"hydra/{part}={choice} needs {package.rpartition('.')[2]}, which is not installed; type "
                 f'pip install "fedgh[{extra}]"'
@@ -192,11 +201,22 @@ def installed(package: str) -> bool:
 
 
 def count(cfg: DictConfig, overrides: Sequence[str]) -> int | None:
-    """Return how many jobs a sweep has, or None if its sweeper decides as it goes."""
+    """Return how many jobs a sweep has, or None if its sweeper decides as it goes.
+
+    Raises:
+        ConfigurationError: If it holds an interval, and its sweeper does not search.
+    """
+    if search.is_search(cfg.hydra):
+        number = cfg.hydra.sweeper.n_trials
+        return number if isinstance(number, int) else None
     if cfg.hydra.runtime.choices["hydra/sweeper"] != "basic":
         return None
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
-    return len(BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*params, *overrides]), None)[0])
+    parsed = OverridesParser.create().parse_overrides([*params, *overrides])
+    for override in parsed:
+        if override.is_interval_sweep():
+            raise ConfigurationError(f"{override.input_line} can be searched, not listed; type hydra/sweeper=optuna")
+    return len(BasicSweeper.split_arguments(parsed, None)[0])
 
 
 @contextmanager
@@ -242,14 +262,16 @@ def end(sweep: Sweep) -> bool:
         counts = Counter("unfinished" if job.status == "running" else job.status for job in jobs)
         if sweep.total is not None and sweep.total > len(jobs):
             counts["not begun"] = sweep.total - len(jobs)
-        total = sum(counts.values())
+        total, ended = sum(counts.values()), counts["finished"] + counts["pruned"]
         lines = ["", text_of(seeds), "", ", ".join(f"{number} {status}" for status, number in counts.items())]
         lines += [f"job {job.number} failed: {job.error}" for job in jobs if job.status == "failed"]
+        if searched := search.is_search(sweep.config.hydra):
+            lines += search.result(sweep.folder)
         lines += [f"written to      {sweep.folder}", f"tables, curves  fedgh-report runs={sweep.folder}"]
-        if counts["finished"] < total:
-            lines += [f"go on           {command(sweep.overrides)} sweep.resume=true"]
+        if ended + searched * counts["failed"] < total:  # a search goes on without its failed trials
+            lines += [f"go on           {command([*sweep.hydra, *sweep.overrides])} sweep.resume=true"]
         sys.stdout.write("\n".join(lines) + "\n")
-        return counts["finished"] == total
+        return ended == total
 
 
 def send(sweep: Sweep, table: Sequence[Mapping[str, Any]]) -> None:

@@ -88,7 +88,8 @@ def run_job(cfg: DictConfig, train: Callable[[DictConfig, bool], float | None]) 
             _outlast(hydra.job.num)
         raise
     (folder / "error.txt").unlink(missing_ok=True)
-    note("finished")
+    pruned = closing(folder)["rounds"] < wanted["num_rounds"]  # ended by a callback, see fedgh.search
+    note("pruned" if pruned else "finished")
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh import config, sweep
+from fedgh import config, search, sweep
 from fedgh.core.errors import CheckpointError, ConfigurationError
 from fedgh.core.types import ServerState
 from fedgh.entry import in_sweep, launch
@@ -64,14 +63,14 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     config.validate(cfg)
     check_writable(run_dir)
     name, group = name_run(cfg)
-    schedule, callbacks = config.build_schedule(cfg), config.build_callbacks(cfg)
+    schedule, callbacks = config.build_schedule(cfg), [*config.build_callbacks(cfg), *search.reporting()]
     remembering = [callback for callback in callbacks if isinstance(callback, Remembering)]
 
     federation = config.build_federation(cfg)
     stamp = Checkpoint(
         server=initial_state(federation.model),
         config=OmegaConf.to_yaml(cfg),
-        wandb_id=resumed.wandb_id if resumed else secrets.token_hex(4),
+        wandb_id=resumed.wandb_id if resumed else config.new_wandb_id(),
         layout=checkpoints.layout_of(federation.model),
         dataset=federation.dataset.fingerprint,
         partition=federation.partition.hash,
@@ -183,6 +182,8 @@ def name_run(cfg: DictConfig) -> tuple[str, str | None]:
     if in_sweep():
         hydra = HydraConfig.get()
         name, group = hydra.job.override_dirname or f"job {hydra.job.num}", Path(hydra.sweep.dir).name
+    elif config.in_wandb_sweep() and HydraConfig.initialized():
+        name = HydraConfig.get().job.override_dirname or name
     if "wandb" in cfg.logger:
         cfg.logger.wandb.name = cfg.logger.wandb.name or name
         cfg.logger.wandb.group = cfg.logger.wandb.group or group

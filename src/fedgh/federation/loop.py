@@ -66,6 +66,15 @@ class Remembering(Protocol):
         ...
 
 
+@runtime_checkable
+class Stopping(Protocol):
+    """A callback that may end the run early, once a round that it has seen is recorded."""
+
+    def should_stop(self) -> bool:
+        """Tell whether the round just recorded is the last one."""
+        ...
+
+
 @dataclass(frozen=True)
 class Schedule:
     """When things happen.
@@ -95,7 +104,7 @@ def train(
     save: Callable[[ServerState], Any],
     callbacks: Sequence[Callback] = (),
 ) -> tuple[ServerState, int]:
-    """Run rounds until ``num_rounds`` are finished or somebody asks to stop.
+    """Run rounds until ``num_rounds`` are finished, a callback ends the run, or somebody asks to stop.
 
     Returns:
         The last state, which has been saved, and the number of the signal that stopped the run (0 for none).
@@ -120,6 +129,8 @@ def train(
                 saved = server.round_index
             bar.update()
             _show(bar, row)
+            if any(callback.should_stop() for callback in callbacks if isinstance(callback, Stopping)):
+                break
     if saved != server.round_index:
         save(server)
     return server, stop.signal

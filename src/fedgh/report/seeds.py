@@ -27,14 +27,16 @@ class JobRecord:
 
     Attributes:
         number: From 0, in the order of the sweep.
-        settings: Its overrides, by key.
+        overrides: As the job had them.
+        settings: The same by key.
         directory: Of its run.
-        status: ``finished``, ``failed``, ``stopped``, or ``running`` (also if it was killed).
+        status: ``finished``, ``pruned``, ``failed``, ``stopped``, or ``running`` (also if it was killed).
         error: Why it failed.
         results: Closing numbers; empty unless finished.
     """
 
     number: int
+    overrides: Sequence[str]
     settings: Mapping[str, str]
     directory: Path
     status: str
@@ -47,11 +49,12 @@ def read_jobs(sweep: Path) -> list[JobRecord]:
     jobs = []
     for path in sorted((sweep / JOBS).glob("*.json")):
         content = json.loads(path.read_text())
-        pairs = (override.lstrip("+~").partition("=") for override in content["overrides"])
+        overrides = content["overrides"]
+        pairs = (override.lstrip("+~").partition("=") for override in overrides)
         directory, status = Path(content["directory"]), content["status"]
         results = closing(directory) if status == "finished" else {}
         settings = {key: value for key, _, value in pairs}
-        jobs.append(JobRecord(content["job"], settings, directory, status, content["error"], results))
+        jobs.append(JobRecord(content["job"], overrides, settings, directory, status, content["error"], results))
     return jobs
 
 
