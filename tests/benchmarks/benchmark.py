@@ -29,6 +29,7 @@ from aggregation import aggregation, growth, memory
 from cell import cell
 from observatory import observatory
 from PIL import Image
+from sweeps import sweeps
 from torchvision.transforms import v2
 from workloads import EXECUTORS, WORKLOADS, BareLoop, build, rounds
 
@@ -186,11 +187,10 @@ def machine(device: torch.device) -> str:
     )
 
 
+OTHERS = (fits, population, aggregation, growth, memory, observatory, augmentation, cell, startup, sweeps)
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     **{name: partial(workload, name=name) for name in WORKLOADS},
-    **{
-        f.__name__: f for f in (fits, population, aggregation, growth, memory, observatory, augmentation, cell, startup)
-    },
+    **{section.__name__: section for section in OTHERS},
 }
 
 
