@@ -248,7 +248,9 @@ class LocalGrid(NoGrid):
 
     def __init__(self, client_ids):
         super().__init__(100 + k for k in client_ids)
-        self.contexts = {n: Context(1, n, {"partition-id": n - 100}, RecordDict(), {}) for n in self.nodes}
+        self.contexts = {
+            n: Context(1, n, {"partition-id": n - 100}, RecordDict(), {"overrides": ""}) for n in self.nodes
+        }
         self.failing = set()
         self.messages = []
 
@@ -396,7 +398,7 @@ def test_our_client_under_a_strategy_of_flower(deployed, make):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("agregator=mean", "overrides='agregator=mean' cannot be composed: .*agregator"),
+        ("algoritm=fedprox", "overrides='algoritm=fedprox' cannot be composed: .*algoritm"),
         ("aggregator=fedgg", "fedgg"),
         ("algorithm.mu=1", "mu"),
         ("num_rounds=0", "num_rounds must be a positive integer, got 0"),
@@ -504,8 +506,8 @@ def test_superlink_and_supernodes_give_the_simulations_numbers(tmp_path, cli):
         shown = flwr_run(overrides)
         runs = list((tmp_path / "logs" / "flower").iterdir())
         assert len(runs) == 1, shown
-        wrong = flwr_run("agregator=mean")
-    assert "overrides='agregator=mean' cannot be composed" in wrong
+        wrong = flwr_run("algoritm=fedprox")
+    assert "overrides='algoritm=fedprox' cannot be composed" in wrong
     assert cli(*overrides.split()).code == 0
     simulated = next((tmp_path / "logs" / "train" / "runs").iterdir())
     deployed, expected = (checkpoints.load_newest(run / "checkpoints")[0] for run in (runs[0], simulated))
@@ -514,5 +516,6 @@ def test_superlink_and_supernodes_give_the_simulations_numbers(tmp_path, cli):
     tables = [read_csv(run / "metrics.csv") for run in (runs[0], simulated)]
     for name in ("global/test/acc", "conflict/ratio"):
         assert [row[name] for row in tables[0]] == pytest.approx([row[name] for row in tables[1]], abs=1e-12)
+    assert (runs[0] / "summary.json").read_text() == (simulated / "summary.json").read_text()
     assert "round 3 of 3" in shown
     assert config.parse(deployed.config).algorithm._target_.endswith("FedNova")

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from fedgh.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from flwr.app import MetricRecordValues
     from omegaconf import DictConfig
 
     from fedgh.core.types import ServerState
@@ -38,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
     _, federation, k, server = receive(message, context)
     result = federation.executor([k], server)
     context.state[STATE] = ArrayRecord(dict(result.client_states.get(k, {})))
-    metrics = {
+    metrics: dict[str, MetricRecordValues] = {
         NUM_EXAMPLES: int(result.num_examples[0]),
         LOCAL_STEPS: int(result.local_steps[0]),
         TRAIN_LOSS: float(result.train_loss[0]),
@@ -59,8 +60,9 @@ def evaluate(message: Message, context: Context) -> Message:
     cfg, federation, k, server = receive(message, context)
     evaluation = evaluate(federation.model, server, federation.dataset, cfg.evaluation.batch_size)
     counts = torch.from_numpy(federation.partition.class_counts[k : k + 1])
-    metrics = {"num-examples": int(counts.sum()), "acc": float(client_accuracy(evaluation.class_accuracy, counts))}
-    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+    acc = float(client_accuracy(evaluation.class_accuracy, counts))
+    metrics = MetricRecord({"num-examples": int(counts.sum()), "acc": acc})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
 def receive(message: Message, context: Context) -> tuple[DictConfig, Federation, int, ServerState]:
@@ -70,7 +72,7 @@ def receive(message: Message, context: Context) -> tuple[DictConfig, Federation,
     from fedgh.integrations.flower.deployment import kept
     from fedgh.integrations.flower.records import Layout, arrays_in, arrays_of
 
-    cfg, federation = kept(str(context.run_config.get("overrides", "")))
+    cfg, federation = kept(str(context.run_config["overrides"]))
     k = client_id(context, len(federation.partition.client_indices))
     layout = Layout.of(*arrays_of(federation.model.module))
     (sent,) = message.content.config_records.values()

@@ -28,7 +28,7 @@ def compose(run_config: Mapping[str, Any], *defaults: str) -> DictConfig:
     Raises:
         ConfigurationError: If an override is unknown or a value is out of its range.
     """
-    overrides = str(run_config.get("overrides", ""))
+    overrides = str(run_config["overrides"])
     try:
         cfg = config.compose([*defaults, *shlex.split(overrides)])
     except (CompactHydraException, OmegaConfBaseException, ValueError) as error:

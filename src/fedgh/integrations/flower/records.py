@@ -92,7 +92,7 @@ class Layout:
         """Undo :meth:`split`; every array gets the type that it had."""
         arrays: dict[str, Array] = {}
         for names, vector in zip(self.groups, (params, buffers, counters), strict=True):
-            parts = vector.detach().cpu().split([int(np.prod(self.shapes[name][0])) for name in names])
+            parts = torch.split(vector.detach().cpu(), [int(np.prod(self.shapes[name][0])) for name in names])
             for name, part in zip(names, parts, strict=True):
                 shape, dtype = self.shapes[name]
                 arrays[name] = Array(part.numpy().reshape(shape).astype(dtype))

@@ -61,9 +61,9 @@ class Harmonized(Strategy):
             raise ConfigurationError(f"buffers must be one of average, keep_global, got {buffers!r}")
         if isinstance(parameters, nn.Module):
             parameters = [name for name, p in parameters.named_parameters() if p.requires_grad]
-        named = isinstance(aggregator, str)
-        self.strategy = strategy
-        self.aggregator = build_aggregators([aggregator])[aggregator] if named else aggregator
+        if isinstance(aggregator, str):
+            aggregator = build_aggregators([aggregator])[aggregator]
+        self.strategy, self.aggregator = strategy, aggregator
         self.parameters, self.buffers, self.seed = parameters, buffers, seed
         self._memory: dict[str, Tensor] = {}
         self._layout: Layout | None = None
@@ -127,9 +127,9 @@ class Harmonized(Strategy):
 
     def _by_client(self, replies: list[Message]) -> dict[int, Message]:
         """Return the replies by client id: partition ids, or numbers in the order in which nodes turned up."""
-        ids = [metrics_in(reply.content).get(PARTITION_ID) for reply in replies]
-        if None not in ids and len(set(ids)) == len(ids):
-            return {int(k): reply for k, reply in zip(ids, replies, strict=True)}
+        told = {k: r for r in replies if isinstance(k := metrics_in(r.content).get(PARTITION_ID), int)}
+        if len(told) == len(replies):
+            return told
         for node in sorted(reply.metadata.src_node_id for reply in replies):
             self._client_of_node.setdefault(node, len(self._client_of_node))
         return {self._client_of_node[reply.metadata.src_node_id]: reply for reply in replies}
