@@ -38,7 +38,7 @@ from fedgh.core.updates import UpdateMatrix
 from fedgh.federation import checkpoint as checkpoints
 from fedgh.federation.recorder import read_csv
 from fedgh.federation.round import initial_state, run_round
-from fedgh.integrations.flower import client, deployment
+from fedgh.integrations.flower import client, deployment, server
 from fedgh.integrations.flower.records import arrays_of
 from fedgh.integrations.flower.server import NodeExecutor
 from fedgh.integrations.flower.strategy import Harmonized
@@ -246,10 +246,10 @@ def test_without_flower_the_extra_is_named(monkeypatch):
 class LocalGrid(NoGrid):
     """SuperNodes in this process: node 100 + k is client k."""
 
-    def __init__(self, client_ids):
+    def __init__(self, client_ids, overrides=""):
         super().__init__(100 + k for k in client_ids)
         self.contexts = {
-            n: Context(1, n, {"partition-id": n - 100}, RecordDict(), {"overrides": ""}) for n in self.nodes
+            n: Context(1, n, {"partition-id": n - 100}, RecordDict(), {"overrides": overrides}) for n in self.nodes
         }
         self.failing = set()
         self.messages = []
@@ -278,10 +278,10 @@ def deployed(monkeypatch):
     return deploy
 
 
-def rounds(federation, server, num_rounds=3):
+def rounds(federation, state, num_rounds=3):
     for _ in range(num_rounds):
-        outcome = run_round(federation, server)
-        server = outcome.server
+        outcome = run_round(federation, state)
+        state = outcome.server
     return outcome
 
 
@@ -393,6 +393,26 @@ def test_our_client_under_a_strategy_of_flower(deployed, make):
     assert result.arrays["body.2.num_batches_tracked"].numpy() == expected.counters[0]
     assert 0 <= result.evaluate_metrics_clientapp[2]["acc"] <= 1
     assert "conflict/ratio" in result.train_metrics_clientapp[2]
+
+
+def test_a_deployed_run_is_a_run_like_any_other(cli, tmp_path):
+    """Same numbers, and it can go on as a simulation."""
+    overrides = "partition.num_clients=4 sampler.fraction=0.5 num_rounds=2 logger=csv algorithm=feddecorr trainer=cpu"
+    overrides += " server_optimizer=adam server_optimizer.lr=0.03 evaluation.every=2"
+    run_config = {"overrides": f"{overrides} paths.log_dir={tmp_path}", "timeout": 60, "patience": 0}
+    server.app(LocalGrid(range(4), run_config["overrides"]), Context(7, 0, {}, RecordDict(), run_config))
+    (deployed,) = (tmp_path / "flower").iterdir()
+    simulated = cli(*overrides.split()).run_dir
+    assert (deployed / "summary.json").read_text() == (simulated / "summary.json").read_text()
+    rows = [read_csv(run / "metrics.csv") for run in (deployed, simulated)]
+    for found, expected in zip(*rows, strict=True):
+        assert {k: v for k, v in found.items() if "time/" not in k} == {
+            k: v for k, v in expected.items() if "time/" not in k
+        }
+    assert cli(f"resume={deployed}", "num_rounds=3").code == 0
+    assert cli(f"resume={simulated}", "num_rounds=3").code == 0
+    ours, theirs = (checkpoints.load_newest(run / "checkpoints")[0].server for run in (deployed, simulated))
+    assert torch.equal(ours.params, theirs.params)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from fedgh.core.types import CohortResult, ServerState
 from fedgh.executor.base import Executor
 from fedgh.federation import checkpoint as checkpoints
 from fedgh.federation.checkpoint import Checkpoint
-from fedgh.federation.loop import Preparing, describe
+from fedgh.federation.loop import Preparing, Remembering, describe
 from fedgh.federation.provenance import check_writable, provenance
 from fedgh.federation.recorder import Recorder
 from fedgh.federation.round import Federation, initial_state, run_round
@@ -62,11 +62,9 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
     log.info("this run is written to %s", run_dir)
     OmegaConf.save(cfg, run_dir / "config.yaml")
     (run_dir / "provenance.json").write_text(json.dumps(provenance(federation.model.device), indent=2) + "\n")
-    schedule, callbacks, server = (
-        config.build_schedule(cfg),
-        config.build_callbacks(cfg),
-        initial_state(federation.model),
-    )
+    federation.partition.save(run_dir / "partition.npz")
+    schedule, callbacks = config.build_schedule(cfg), config.build_callbacks(cfg)
+    server = initial_state(federation.model)
     for callback in callbacks:
         if isinstance(callback, Preparing):
             callback.prepare(federation, schedule, server)
@@ -89,7 +87,9 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
             recorder.record(row)
             server = outcome.server
             if schedule.due(schedule.checkpoint_every, server.round_index):
-                checkpoints.save(replace(stamp, server=server), run_dir / "checkpoints", cfg.checkpoint.keep)
+                memory = {type(c).__name__: c.memory() for c in callbacks if isinstance(c, Remembering)}
+                now = replace(stamp, server=server, callbacks=memory)
+                checkpoints.save(now, run_dir / "checkpoints", cfg.checkpoint.keep)
             shown = {name: row.metrics[name] for name in SHOWN if name in row.metrics}
             log.info("round %d of %d: %s", server.round_index, schedule.num_rounds, shown)
         closing = summarize(recorder.table.rows)

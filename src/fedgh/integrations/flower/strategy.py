@@ -26,11 +26,12 @@ class Harmonized(Strategy):
     """Combine the clients' updates by one of our rules, then let another strategy make its server step.
 
     The rule sees ``U``, the rows ``local - global`` of the trainable parameters, and gives one update, for FedGH
-    ``(weights^T C) U``. The wrapped strategy then receives every reply with ``global + update`` in place of its own
-    parameters: whatever mean, median or selection it takes of equal arrays is that array, so FedAvg moves to it,
-    FedAvgM, FedAdam and the like take their step along the update, and FedProx still tells the clients its ``mu``. It
-    goes on sampling, averaging metrics and evaluating as before. What cannot be wrapped is a strategy that depends on
-    how the clients' own parameters differ, such as one that clips them; wrap this one with it instead.
+    ``(weights^T C) U`` with weights by the strategy's ``weighted_by_key`` (``num-examples``). The wrapped strategy then
+    receives every reply with ``global + update`` in place of its own parameters: whatever mean, median or selection it
+    takes of equal arrays is that array, so FedAvg moves to it, FedAvgM, FedAdam and the like take their step along the
+    update, and FedProx still tells the clients its ``mu``. It goes on sampling, averaging metrics and evaluating as
+    before. A strategy that depends on how the clients' own parameters differ, such as one that clips them, cannot be
+    wrapped; wrap this one with it instead.
 
     Everything else follows its own policy, whatever the wrapped strategy made of it: running statistics are averaged
     by the weights or kept, integer counters take the largest value or are kept. Clients whose parameters are not
