@@ -8,7 +8,7 @@ tables of a resumed run are those of a run straight through.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,18 @@ def read_rows(folder: Path, round_index: int, columns: list[str] | None = None) 
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
-def layer_history(folder: Path) -> dict[str, Any]:
+def layer_history(folder: Path, rounds: Sequence[int] | None = None) -> dict[str, Any]:
     """Return what the picture of the layers over the rounds needs, from the table ``layers``.
+
+    Args:
+        folder: Of the table.
+        rounds: Which of its rounds; None for all.
 
     Returns:
         ``rounds``, ``layers`` in the order of the model, and ``ratio`` and ``cosine_mean``, ``(layers, rounds)``, NaN
         where a round lacks a layer.
     """
-    rounds = read_rounds(folder)
+    rounds = read_rounds(folder) if rounds is None else list(rounds)
     tables = [read_rows(folder, number) for number in rounds]
     layers = list(dict.fromkeys(str(name) for table in tables for name in table["layer"]))
     history: dict[str, Any] = {"rounds": rounds, "layers": layers}

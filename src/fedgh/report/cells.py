@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedgh.paper.matrix import Cell, cells, cells_of, presets
+from fedgh.paper.matrix import Cell, cells, cells_of, places, presets
 from fedgh.report.compare import Gain, Score, paired_gain
 from fedgh.report.run import Run
 from fedgh.report.table import short
@@ -81,6 +81,12 @@ def results(runs: Iterable[Run]) -> tuple[list[Result], list[Run], list[str]]:
             result.baseline, complaints = _comparable(result, mean)
             problems += complaints
     return sorted_in, others, list(dict.fromkeys(problems))  # tables share runs, and so their problems
+
+
+def begun(found: Sequence[Result], preset: str) -> dict[str, list[Result]]:
+    """Return the results at one preset by their place in the paper, without places of which nothing was run."""
+    at = {place: [r for r in found if (r.cell.preset, r.cell.place) == (preset, place)] for place in places()}
+    return {place: of for place, of in at.items() if any(result.runs or result.note != MISSING for result in of)}
 
 
 def _comparable(result: Result, mean: Result) -> tuple[Result | None, list[str]]:

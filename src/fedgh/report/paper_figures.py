@@ -14,7 +14,7 @@ from fedgh.report.cells import Result
 from fedgh.report.cost import reach
 from fedgh.report.figures import Curve, conflict_figure, curves_figure, gains_figure
 from fedgh.report.paper import NAMES, as_published, column_name, published_gain, row_name, split_name
-from fedgh.report.run import Run
+from fedgh.report.run import Run, aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,13 +40,11 @@ def last_cosines(run: Run) -> NDArray[np.float64] | None:
 
 def curve(result: Result, metric: str, label: str, colour: int, scale: float = 1.0) -> Curve | None:
     """Return a metric per round over the seeds that have it, for the rounds common to them; None without any."""
-    tables = [{row["round"]: row[metric] for row in run.rows if metric in row} for run in result.runs.values()]
-    tables = [table for table in tables if table]
-    if not tables:
+    found = aligned(result.runs.values(), metric)
+    if found is None:
         return None
-    rounds = sorted(set.intersection(*(set(table) for table in tables)))
-    values = np.array([[scale * table[number] for number in rounds] for table in tables])
-    return Curve(label, [int(number) for number in rounds], values, colour, dashed=result.baseline is None)
+    rounds, values = found
+    return Curve(label, rounds, scale * values, colour, dashed=result.baseline is None)
 
 
 def figure2(results: Sequence[Result]) -> tuple[Figure | None, Table]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
 from fedgh.federation.recorder import read_csv
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 IGNORED = (
     "seed",
     "paths.",
@@ -40,6 +43,7 @@ class Run:
         summary: Closing numbers.
         provenance: Commit, versions, hardware, command; what is not known is left out.
         rows: One mapping of metrics per round; empty where only the closing numbers are known.
+        cosines: Pairs of clients per bin of cosine, by round, as W&B logged them; a directory has tables instead.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class Run:
     summary: Mapping[str, float]
     provenance: Mapping[str, Any]
     rows: list[dict[str, float]]
+    cosines: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -86,7 +91,7 @@ def open_run(directory: Path) -> Run:
             "as logs/train/runs/<time>; for a folder of runs type runs=<folder>"
         )
     try:
-        settings = flatten(yaml.safe_load((directory / "config.yaml").read_text()))
+        settings = flatten(yaml.load((directory / "config.yaml").read_text(), Loader=LOADER))
         summary, provenance = (_json(directory / name) for name in ("summary.json", "provenance.json"))
         table = directory / "metrics.csv"
         rows = read_csv(table) if table.is_file() else []
@@ -94,6 +99,20 @@ def open_run(directory: Path) -> Run:
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"run {directory} cannot be read: {error}; was it written by fedgh-train?") from error
     return Run(directory, settings, summary, provenance, rows)
+
+
+def aligned(runs: Iterable[Run], metric: str) -> tuple[list[int], NDArray[np.float64]] | None:
+    """Return a metric over the runs that have it, for the rounds common to them; None where none has.
+
+    Returns:
+        Rounds, ascending; and values, ``(runs, rounds)``.
+    """
+    tables = [{row["round"]: row[metric] for row in run.rows if metric in row} for run in runs]
+    tables = [table for table in tables if table]
+    if not tables:
+        return None
+    rounds = sorted(set.intersection(*(set(table) for table in tables)))
+    return [int(number) for number in rounds], np.array([[table[number] for number in rounds] for table in tables])
 
 
 def check_settings(settings: Mapping[str, Any], origin: str) -> None:

@@ -19,11 +19,29 @@ def gather(sources: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Read every finished run below some folders, and in files that W&B gave out.
 
     Args:
-        sources: Folders, ``run-<id>.wandb`` files, or CSV files exported from W&B's table of runs.
+        sources: As for :func:`find_all`.
 
     Returns:
         The finished runs, each once, in the order of their paths; and, a sentence each, what was left out, why, and
         what can be done about it.
+
+    Raises:
+        DataError: If nothing there is a run.
+    """
+    found, problems = find_all(sources)
+    problems += [_unfinished(run) for run in found if not run.finished]
+    runs, repeats = once([run for run in found if run.finished])
+    return runs, problems + repeats
+
+
+def find_all(sources: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Read every run below some folders, in whatever state, and in files that W&B gave out.
+
+    Args:
+        sources: Folders, ``run-<id>.wandb`` files, or CSV files exported from W&B's table of runs.
+
+    Returns:
+        The runs in the order of their paths; and, a sentence each, what cannot be read.
 
     Raises:
         DataError: If nothing there is a run.
@@ -46,9 +64,7 @@ def gather(sources: Iterable[Path]) -> tuple[list[Run], list[str]]:
             "files, or a CSV exported from W&B's table of runs; type runs=<such a folder or file>"
         )
         raise DataError("\n".join([told, *problems]))
-    problems += [_unfinished(run) for run in found if not run.finished]
-    runs, repeats = once([run for run in found if run.finished])
-    return runs, problems + repeats
+    return found, problems
 
 
 def _readers(source: Path) -> Iterator[tuple[Callable[[Any], list[Run]], Any]]:
@@ -90,7 +106,7 @@ def once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     kept: dict[str, Run] = {}
     notes = []
     for run in runs:
-        key = json.dumps([run.seed, run.outcome()], sort_keys=True, default=str)
+        key = identity(run)
         other = kept.get(key)
         if other is not None and other.rows and not run.rows:
             run, other = other, run  # the one that knows its rounds
@@ -102,6 +118,11 @@ def once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             )
         kept[key] = run
     return list(kept.values()), notes
+
+
+def identity(run: Run) -> str:
+    """Return all that decides the outcome of a run, and its seed, as a key."""
+    return json.dumps([run.seed, run.outcome()], sort_keys=True, default=str)
 
 
 def _unfinished(run: Run) -> str:

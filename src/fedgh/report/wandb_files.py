@@ -1,4 +1,4 @@
-"""Runs as W&B gives them out, read without an account or a network.
+"""Runs as W&B gives them out; files are read without an account or a network.
 
 - ``run-<id>.wandb``, the file that W&B writes beside a run (below ``wandb/``), online or offline: config, every round
   and closing numbers. What it lacks are the conflict tables of the run's directory.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def read_offline(files: Sequence[Path]) -> list[Run]:
     """
     config: dict[str, Any] = {}
     rounds: dict[int, dict[str, float]] = {}
+    cosines: dict[int, list[float]] = {}
     summary: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     try:
@@ -39,9 +40,11 @@ def read_offline(files: Sequence[Path]) -> list[Run]:
             config |= found.config
             summary |= found.summary
             environment |= found.environment
-            for row in (_numbers(row) for row in found.rows):
-                if "round" in row:
-                    rounds[int(row["round"])] = {**row, "round": int(row["round"])}
+            for row in (row for row in found.rows if "round" in row):
+                number = int(row["round"])
+                rounds[number] = {**_numbers(row), "round": number}
+                if "conflict/cosine.values" in row:
+                    cosines[number] = row["conflict/cosine.values"]
         settings = flatten({key: value for key, value in config.items() if key != "_wandb"})
         check_settings(settings, "its config")
     except (ValueError, OSError) as error:
@@ -53,7 +56,8 @@ def read_offline(files: Sequence[Path]) -> list[Run]:
         "command": environment.get("command"),
     }
     known = {key: value for key, value in provenance.items() if value is not None}
-    return [Run(files[-1], settings, _closing(summary), known, [rounds[number] for number in sorted(rounds)])]
+    rows = [rounds[number] for number in sorted(rounds)]
+    return [Run(files[-1], settings, _closing(summary), known, rows, cosines)]
 
 
 def read_export(file: Path) -> list[Run]:
@@ -81,6 +85,23 @@ def read_export(file: Path) -> list[Run]:
         if "num_rounds" in values and "algorithm._target_" in values:
             settings = {key: value for key, value in values.items() if _is_setting(key)}
             runs.append(Run(file / str(line["Name"]), settings, _closing(values), {}, []))
+    return runs
+
+
+def read_project(found: Iterable[Any]) -> list[Run]:
+    """Read the runs of a W&B project, as its public interface gives them; closing numbers only, no rounds.
+
+    Args:
+        found: Objects with ``config``, ``summary_metrics`` and ``url``; one that is no run of ours is left out.
+    """
+    runs = []
+    for run in found:
+        settings = flatten({key: value for key, value in run.config.items() if key != "_wandb"})
+        try:
+            check_settings(settings, "its config")
+        except ValueError:
+            continue  # a sweep's table, or something else that was logged into the project
+        runs.append(Run(Path(run.url), settings, _closing(run.summary_metrics), {}, []))
     return runs
 
 

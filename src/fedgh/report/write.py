@@ -12,7 +12,7 @@ import pandas as pd
 from fedgh.federation.picture import run_figure
 from fedgh.paper.matrix import places
 from fedgh.report import paper_figures
-from fedgh.report.cells import Result, results
+from fedgh.report.cells import Result, begun, results
 from fedgh.report.cost import cost_line
 from fedgh.report.document import Document
 from fedgh.report.paper import TITLES, grid, long_form, size_note
@@ -60,17 +60,16 @@ def _write_paper(document: Document, found: Sequence[Result]) -> None:
     lines = pd.DataFrame(long_form(found)).astype({"pairs": "Int64", "seeds_that_reached_it": "Int64"})
     lines.to_csv(folder / "paper_tables.csv", index=False)
     for preset in dict.fromkeys(result.cell.preset for result in found):
-        at = {place: [r for r in found if (r.cell.preset, r.cell.place) == (preset, place)] for place in places()}
-        begun = {place: of for place, of in at.items() if any(result.runs or result.note != "missing" for result in of)}
+        shown = begun(found, preset)
         document.heading(f"The paper's experiments at preset {preset}")
-        document.text(size_note([result for of in begun.values() for result in of]))
+        document.text(size_note([result for of in shown.values() for result in of]))
         document.text(
             "Accuracy of the global model on the official test split, in percent: after the last round, mean ± "
             "standard deviation over seeds (their number); and its mean over the last ten rounds. The paper gives one "
             "seed. Gains in points, paired by seed, with a 95 % interval and the p-value of a two-sided paired t-test."
         )
-        _picture(document, f"gains_{preset}", "Gains of FedGH, ours and the paper's.", paper_figures.gains(_all(begun)))
-        for place, of in begun.items():
+        _picture(document, f"gains_{preset}", "Gains of FedGH, ours and the paper's.", paper_figures.gains(_all(shown)))
+        for place, of in shown.items():
             if place in ("figure2", "figure4"):
                 continue
             document.heading(TITLES.get(place, place), 3)
@@ -78,15 +77,15 @@ def _write_paper(document: Document, found: Sequence[Result]) -> None:
             if place == "figure5":
                 _picture(document, f"figure5_{preset}", _FIGURE5, paper_figures.figure5(of))
         for place, draw, caption in _FIGURES:
-            if place in begun:
-                figure, table = draw(begun[place])
+            if place in shown:
+                figure, table = draw(shown[place])
                 document.heading(TITLES[place], 3)
                 _picture(document, f"{place}_{preset}", caption, figure)
                 document.table(*table)
-        not_run = [TITLES.get(place, place) for place in at if place not in begun]
+        not_run = [TITLES.get(place, place) for place in places() if place not in shown]
         if not_run:
             document.text(f"Not run at this preset: {'; '.join(not_run)}.")
-        _write_cost(document, *_cost_of_cells(_all(begun)))
+        _write_cost(document, *_cost_of_cells(_all(shown)))
 
 
 _FIGURES: tuple[tuple[str, Callable[[Sequence[Result]], tuple[Any, paper_figures.Table]], str], ...] = (
