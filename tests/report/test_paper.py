@@ -199,7 +199,8 @@ def test_a_report_of_some_cells(tmp_path):
     lines = read_csv(out / "runs.csv")
     assert {(line["commit"], line["command"]) for line in lines} == {("abc123", "fedgh-train made=up")}
     page = (out / "report.html").read_text()
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
     assert page.count("src='data:image/png;base64,iVBOR") == page.count("<img")
     assert (out / "gains_quick.png").is_file()
 

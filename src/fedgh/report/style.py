@@ -38,10 +38,15 @@ summary { cursor: pointer; color: var(--blue); margin: 12px 0; }
 """
 
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""Tells the browser, too, that a page needs no other file."""
+
+
 def whole_page(title: str, body: str) -> str:
     """Return a page that needs no other file, under its title."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n"
