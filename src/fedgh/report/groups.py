@@ -1,0 +1,149 @@
+"""Runs in groups that differ in their seed only, each named by its method and by the federation it ran in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedgh.federation.picture import COLOURS
+from fedgh.report.chart import DASHES
+from fedgh.report.paper import NAMES
+from fedgh.report.run import Run
+from fedgh.report.table import differing, short
+
+METHOD = ("algorithm.", "aggregator.", "server_optimizer.")
+BUDGET = ("algorithm.local_epochs", "algorithm.batch_size", "algorithm.optimizer.")
+"""Settings of the algorithm that belong to the federation: methods are compared where they agree."""
+
+WORDS = {
+    "partition.num_clients": "{:g} clients",
+    "partition.alpha": "α {:g}",
+    "sampler.fraction": "{:.0%} of clients a round",
+    "algorithm.local_epochs": "{:g} local epochs",
+    "num_rounds": "{:g} rounds",
+}
+"""How settings are said; the others go by their name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs alike but for their seed.
+
+    Attributes:
+        method: Index into :attr:`Groups.methods`.
+        federation: Index into :attr:`Groups.federations`.
+        finished: Those that ran all rounds.
+        unfinished: The others.
+    """
+
+    method: int
+    federation: int
+    finished: Sequence[Run]
+    unfinished: Sequence[Run]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All groups.
+
+    Attributes:
+        methods: Algorithm, aggregator, and the values of theirs that differ: ``FedProx + FedGH, mu 0.1``.
+        federations: What else sets the runs apart: ``CIFAR-10, α 0.1``.
+        styles: Per method a colour, and an index into the dashes.
+        members: Sorted by federation, then method.
+        datasets: Names.
+    """
+
+    methods: Sequence[str]
+    federations: Sequence[str]
+    styles: Sequence[tuple[str, int]]
+    members: Sequence[Group]
+    datasets: Sequence[str]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Groups:
+        """Group some runs, of which there is at least one."""
+        keys = [key for key in differing(runs) if not key.startswith("executor.") or key == "executor.row_dtype"]
+        keys += ["partition.alpha"] * ("partition._target_" in keys and "partition.alpha" not in keys)
+        of_method = [key for key in keys if key.startswith(METHOD) and not key.startswith(BUDGET)]
+        told = telling(runs, [key for key in keys if key not in of_method])
+        parameters = telling(runs, [key for key in of_method if key.count(".") > 1 or "_target_" not in key])
+        methods = _sorted({_method(run, parameters) for run in runs})
+        federations = _sorted({_values(run, told) for run in runs})
+        found: dict[tuple[int, int], list[Run]] = {}
+        for run in sorted(runs, key=lambda run: run.seed):
+            place = federations.index(_values(run, told)), methods.index(_method(run, parameters))
+            found.setdefault(place, []).append(run)
+        members = [
+            Group(m, f, [run for run in alike if run.finished], [run for run in alike if not run.finished])
+            for (f, m), alike in sorted(found.items(), key=lambda item: item[0])
+        ]
+        datasets = list(dict.fromkeys(_dataset(str(run.settings.get("dataset._target_", "unknown"))) for run in runs))
+        names = [", ".join(_say(k, v) for k, v in zip(told, values, strict=True) if v != "") for values in federations]
+        labels = [_label(method, parameters) for method in methods]
+        return cls(labels, [name or datasets[0] for name in names], _styles(methods), members, datasets)
+
+
+def telling(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    """Leave out settings without which the same runs are told apart; parts stay rather than details of theirs."""
+    kept = sorted(keys, key=lambda key: (key not in WORDS, "_target_" not in key, key.count("."), keys.index(key)))
+    for key in kept[::-1]:
+        rest = [other for other in kept if other != key]
+        if len({_values(run, rest) for run in runs}) == len({_values(run, kept) for run in runs}):
+            kept = rest
+    return kept
+
+
+def _values(run: Run, keys: Sequence[str]) -> tuple[Any, ...]:
+    """Return settings, comparable; a split without alpha goes by its name, what else a run lacks is empty."""
+    values = [run.settings.get(key) for key in keys]
+    if "partition.alpha" in keys and values[keys.index("partition.alpha")] is None:
+        values[keys.index("partition.alpha")] = short(run.settings.get("partition._target_"))
+    return tuple("" if v is None else str(v) if isinstance(v, list | bool) else v for v in values)
+
+
+def _method(run: Run, parameters: Sequence[str]) -> tuple[Any, ...]:
+    names = (short(run.settings[f"{group}._target_"]) for group in ("algorithm", "aggregator"))
+    return (*names, *_values(run, parameters))
+
+
+def _sorted(found: set[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Sort tuples of numbers and words; the plain mean comes before other rules."""
+    return sorted(
+        found, key=lambda values: [(isinstance(v, str), (v != "Mean", v) if isinstance(v, str) else v) for v in values]
+    )
+
+
+def _label(method: tuple[Any, ...], parameters: Sequence[str]) -> str:
+    said = [_say(key, value) for key, value in zip(parameters, method[2:], strict=True) if value != ""]
+    return ", ".join([f"{method[0]} + {method[1]}", *said])
+
+
+def _say(key: str, value: Any) -> str:
+    """Return a part by its name, a value with the name of its setting."""
+    number = isinstance(value, int | float)
+    if key == "dataset._target_":
+        return _dataset(str(value))
+    if key.endswith("_target_") or (key == "partition.alpha" and not number):
+        return str(short(value))
+    if key in WORDS and number:
+        return WORDS[key].format(value)
+    group, _, rest = key.partition(".")
+    name = f"server {rest}" if group == "server_optimizer" else rest or group
+    return f"{name.replace('.', ' ').replace('_', ' ')} {format(value, 'g') if number else value}"
+
+
+def _dataset(target: str) -> str:
+    module = target.removeprefix("fedgh.dataset.").partition(".")[0]
+    return NAMES.get(module, module)
+
+
+def _styles(methods: Sequence[tuple[Any, ...]]) -> list[tuple[str, int]]:
+    """Give every method a colour; where they are too many, every algorithm one, and a dash to its rules."""
+    algorithms = list(dict.fromkeys(method[:1] + method[2:] for method in methods))
+    rules = list(dict.fromkeys(method[1] for method in methods))[::-1]  # the mean, which comes first, is dashed
+    many = len(methods) > len(COLOURS)
+    if many and len(algorithms) <= len(COLOURS) and len(rules) <= len(DASHES):
+        return [(COLOURS[algorithms.index(m[:1] + m[2:])], rules.index(m[1])) for m in methods]
+    return [(COLOURS[i % len(COLOURS)], i // len(COLOURS) % len(DASHES)) for i in range(len(methods))]
