@@ -27,6 +27,7 @@ import torch
 import torchvision
 from aggregation import aggregation, growth, memory
 from cell import cell
+from dashboards import dashboard
 from observatory import observatory
 from PIL import Image
 from sweeps import sweeps
@@ -187,7 +188,7 @@ def machine(device: torch.device) -> str:
     )
 
 
-OTHERS = (fits, population, aggregation, growth, memory, observatory, augmentation, cell, startup, sweeps)
+OTHERS = (fits, population, aggregation, growth, memory, observatory, augmentation, cell, startup, sweeps, dashboard)
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     **{name: partial(workload, name=name) for name in WORKLOADS},
     **{section.__name__: section for section in OTHERS},
