@@ -1,6 +1,7 @@
 """A module whose parameters are views of one vector."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -276,3 +277,16 @@ def test_without_convolutions_images_stay_as_they_are():
     model.forward(model.params, batch)
     assert seen[0].data_ptr() == batch.data_ptr()
     assert seen[0].stride() == batch.stride()
+
+
+@pytest.mark.parametrize("module", [Small, Tied])
+def test_a_pickled_model_arrives_whole_and_brings_its_vector_once(module):
+    model = FlatModel(module(), memory_format=torch.channels_last)
+    pickled = pickle.dumps(model)
+    assert len(pickled) < len(pickle.dumps(model.module)), "every view would bring the vector along"
+    copied = pickle.loads(pickled)
+    assert copied.blocks == model.blocks
+    assert torch.equal(copied.params, model.params)
+    copied.params.data.zero_()
+    assert all(bool((parameter == 0).all()) for parameter in copied.module.parameters())
+    assert not bool((model.params == 0).all())

@@ -7,6 +7,7 @@ model is one copy, an update is one subtraction, and an optimizer step one opera
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,13 @@ class FlatModel:
         self._drawing = [layer for layer in module.modules() if hasattr(layer, "generator")]
         for layer in self._drawing:
             layer.generator = self._generator  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the module, tensor by tensor: with a view of it the whole vector would come along each time."""
+        module = copy.deepcopy(self.module).cpu()
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+        return FlatModel, (module, self.device, self.memory_format)
 
     @property
     def device(self) -> torch.device:
