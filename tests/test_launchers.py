@@ -73,10 +73,12 @@ def test_a_cluster_that_does_not_answer(cli, ray):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_a_job_that_no_machine_can_hold(monkeypatch, ray):
     plugin = import_module("hydra_plugins.fedgh_ray")
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "nodes", lambda: 2 * [{"Alive": True, "Resources": {"CPU": 4.0}}])
     plugin.check_resources({"num_cpus": 4, "num_gpus": 0})
-    with pytest.raises(plugin.ConfigurationError, match=r"gpus_per_job=0\.5, but Ray has 0 GPUs in all; a job would"):
-        plugin.check_resources({"num_cpus": 4, "num_gpus": 0.5})
+    for resources in ({"num_cpus": 4, "num_gpus": 0.5}, {"num_cpus": 5, "num_gpus": 0}):
+        with pytest.raises(plugin.ConfigurationError, match=r"cpus_per_job=. and gpus_per_job=0.* 8 CPUs and 0 GPUs"):
+            plugin.check_resources(resources)
 
 
 @pytest.mark.filterwarnings("ignore:(?s).*is validated against ConfigStore schema")

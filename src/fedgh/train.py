@@ -83,6 +83,7 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     for callback in callbacks:
         if isinstance(callback, Preparing):
             callback.prepare(federation, schedule, stamp.server)
+    federation.executor.open()
     introduce(cfg, federation, run_dir)
 
     loggers = config.build_loggers(cfg, run_dir, stamp.wandb_id, name, group)
@@ -106,6 +107,7 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
         if cfg.checkpoint.artifact and not signal_number:
             recorder.artifact(newest(run_dir))
     finally:
+        federation.executor.close()
         recorder.close(status, summary if status == "success" else None)
     farewell(run_dir, server.round_index, cfg.num_rounds, summary)
     if signal_number:

@@ -7,9 +7,7 @@ The machines of a cluster must see the sweep's directory under the same path, an
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from fedgh.core.errors import ConfigurationError
+from fedgh.executor import ray_cluster
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 5.0
-"""Seconds that a cluster has to answer."""
 
 
 class RayLauncher(Launcher):
@@ -50,14 +46,14 @@ class RayLauncher(Launcher):
         """Run a batch of jobs.
 
         Raises:
-            ConfigurationError: If the cluster does not answer, or can never hold a job.
+            ConfigurationError: If Ray is missing, its cluster does not answer, or can never hold a job.
         """
-        ray = import_module("ray")
+        ray = ray_cluster.load("hydra.launcher")
         setup_globals()
         config = self.parts[2]
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
         Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        start(self.address)
+        ray_cluster.start(self.address, "hydra.launcher.address")
         check_resources(self.resources)
         run = ray.remote(max_retries=0, **self.resources)(execute)
         parts, state = ray.put(self.parts), ray.put(Singleton.get_state())
@@ -68,42 +64,17 @@ class RayLauncher(Launcher):
         return [collect(task, number) for number, task in enumerate(tasks, start=initial_job_idx)]
 
 
-def start(address: str | None) -> None:
-    """Connect to a cluster, or start Ray here.
-
-    Raises:
-        ConfigurationError: If the cluster does not answer.
-    """
-    ray = import_module("ray")
-    if ray.is_initialized():
-        return
-    try:
-        if address not in (None, "auto", "local"):
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), timeout=PATIENCE).close()  # Ray itself tries for ten minutes
-        local = {} if address else {"include_dashboard": False}
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ConfigurationError(
-            f"Ray at {address or 'this machine'} does not answer: {str(error).strip().splitlines()[0]}; check "
-            "hydra.launcher.address=<host:port>, or leave it out to start Ray here"
-        ) from error
-
-
 def check_resources(resources: dict[str, float]) -> None:
     """Refuse a job that would wait for ever.
 
     Raises:
-        ConfigurationError: If the whole cluster has less than one job needs.
+        ConfigurationError: If no machine has what one job needs.
     """
-    ray = import_module("ray")
-    there = ray.cluster_resources()
-    for kind, setting, name in (("CPU", "cpus_per_job", "num_cpus"), ("GPU", "gpus_per_job", "num_gpus")):
-        if resources[name] > there.get(kind, 0):
-            raise ConfigurationError(
-                f"hydra.launcher.{setting}={resources[name]:g}, but Ray has {there.get(kind, 0):g} {kind}s in all; "
-                "a job would wait for ever"
-            )
+    if not ray_cluster.room(**resources):
+        raise ConfigurationError(
+            "hydra.launcher.cpus_per_job={num_cpus:g} and gpus_per_job={num_gpus:g}".format(**resources)
+            + f" would wait for ever: Ray has {ray_cluster.size()}, and no machine with as many"
+        )
 
 
 def execute(
@@ -128,7 +99,7 @@ def execute(
 
 def collect(task: Any, number: int) -> JobReturn:
     """Wait for a job and return what it left; one whose worker died left nothing."""
-    ray = import_module("ray")
+    ray = ray_cluster.load("hydra.launcher")
     try:
         result: JobReturn = ray.get(task)
     except ray.exceptions.RayError as error:

@@ -100,6 +100,16 @@ class Executor(ABC):
         }
         return replace(result, client_states=finished, train_loss=result.train_loss.cpu().to(torch.float64))
 
+    def open(self) -> None:  # noqa: B027 - most have nothing to start
+        """Start what takes its time to start, worker processes for instance; the first cohort would do it otherwise.
+
+        Raises:
+            ConfigurationError: If it cannot be started.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """End what :meth:`open` started; the next cohort would start it again."""
+
     @abstractmethod
     def work(self, client_ids: Sequence[int], states: Sequence[ClientState], round_index: int) -> Iterator[Any]:
         """Yield what :attr:`client` trains in one step each, until every row of the cohort has been trained.

@@ -1,0 +1,385 @@
+"""Clients on worker processes of Ray: the cores and GPUs of one machine, or of a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedgh.core.errors import ConfigurationError, FedGHError, TrainingError
+from fedgh.core.types import ClientState, CohortResult, ServerState
+from fedgh.dataset.base import ImageDataset
+from fedgh.executor import ray_cluster
+from fedgh.executor.base import Executor
+from fedgh.executor.sequential import SequentialExecutor
+
+log = logging.getLogger(__name__)
+
+WORTHWHILE = 0.03
+"""Seconds of training that a call of a worker should hold, about; it costs milliseconds by itself."""
+STARTING = -1
+"""Stands for a row where a worker died before it had one."""
+PATIENCE = 30.0
+"""Seconds without any worker at work before the log says so."""
+
+
+class RayExecutor(Executor):
+    """Trains clients on Ray actors, each of which holds a sequential executor: one reused Trainer, the data, the model.
+
+    Equal to the sequential executor in every bit on the same kind of hardware and with as many threads, whichever
+    worker trains which clients and whoever is done first. Clients are handed out largest first, a few small ones at a
+    time. Data and model travel once, the server's parameters once a round and node, updates back as bare memory. A
+    worker that dies is replaced and its clients are trained again. Callbacks of the Trainer run in the workers.
+
+    Args:
+        address: Of a cluster, ``auto`` for the one that this machine is part of, None to start Ray here. A process has
+            one connection to Ray; one that is there already is used.
+        num_workers: None for as many as Ray's machines hold.
+        cpus_per_worker: Cores that a worker holds.
+        gpus_per_worker: GPUs that a worker holds; None for 1 if the model is on a GPU, else 0.
+        threads_per_worker: Threads of PyTorch in a worker; None for ``cpus_per_worker``, at least 1.
+        max_attempts: Times that a client is tried whose worker dies.
+        object_store_mib: Shared memory of a local start; None for Ray's own choice.
+        row_dtype: See :class:`~fedgh.executor.base.Executor`.
+        **parts: See there; the Trainer here is never fitted, the workers get copies.
+
+    Raises:
+        ConfigurationError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        num_workers: int | None,
+        cpus_per_worker: float,
+        gpus_per_worker: float | None,
+        threads_per_worker: int | None,
+        max_attempts: int,
+        object_store_mib: int | None,
+        row_dtype: str,
+        **parts: Any,
+    ) -> None:
+        super().__init__(row_dtype=row_dtype, **parts)
+        for name, count in (
+            ("num_workers", num_workers),
+            ("threads_per_worker", threads_per_worker),
+            ("max_attempts", max_attempts),
+            ("object_store_mib", object_store_mib),
+        ):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ConfigurationError(f"executor.{name} must be a positive integer, got {count!r}")
+        if not isinstance(cpus_per_worker, int | float) or not cpus_per_worker > 0:
+            raise ConfigurationError(f"executor.cpus_per_worker must be positive, got {cpus_per_worker!r}; try 1")
+        if gpus_per_worker is not None and (not isinstance(gpus_per_worker, int | float) or not gpus_per_worker >= 0):
+            raise ConfigurationError(f"executor.gpus_per_worker must be 0 or more, got {gpus_per_worker!r}; try 0.5")
+        self.address, self.num_workers, self.max_attempts = address, num_workers, max_attempts
+        on_gpu = self.model.device.type == "cuda"
+        self.resources = {
+            "num_cpus": cpus_per_worker,
+            "num_gpus": float(on_gpu) if gpus_per_worker is None else gpus_per_worker,
+        }
+        self.threads = threads_per_worker or max(1, int(cpus_per_worker))
+        self.local = {} if object_store_mib is None else {"object_store_memory": object_store_mib << 20}
+        self._slots: list[_Slot] = []
+        self._session: ray_cluster.Session | None = None
+        self._setup: Any = None
+        self._seconds_per_step = 0.0
+
+    def open(self) -> None:
+        """Connect to Ray and start the workers.
+
+        Raises:
+            ConfigurationError: If Ray is missing or does not answer, or if its machines cannot hold the workers.
+        """
+        if self._slots:
+            return
+        ray = ray_cluster.load("executor=ray")
+        if (self.model.device.type == "cuda") != (self.resources["num_gpus"] > 0):
+            raise ConfigurationError(
+                f"executor.gpus_per_worker={self.resources['num_gpus']:g}, but this run is on {self.model.device}; "
+                "leave it out, or choose another device: trainer=cpu or trainer=gpu"
+            )
+        session = ray_cluster.session(self.address, "executor.address", **self.local)
+        room = ray_cluster.room(**self.resources)
+        if not 0 < (self.num_workers or room) <= room:
+            raise ConfigurationError(
+                f"executor.num_workers={self.num_workers or 1} with {self._describe()} would wait for ever: Ray has "
+                f"{ray_cluster.size()}, room for {room}; lower executor.num_workers, cpus_per_worker or gpus_per_worker"
+            )
+        self._ray, self._session, self._setup = ray, session, ray.put(self._pack())
+        self._slots = [self._start() for _ in range(self.num_workers or room)]
+        self._dismiss = weakref.finalize(self, _dismiss, ray, self._slots)
+
+    def close(self) -> None:
+        """End the workers, and Ray if it was started for them."""
+        if self._slots:
+            self._dismiss()
+        self._setup = None
+        self._session = None
+
+    def work(
+        self,
+        client_ids: Sequence[int],
+        states: Sequence[ClientState],  # noqa: ARG002
+        round_index: int,  # noqa: ARG002
+    ) -> Iterator[list[int]]:
+        """Yield the rows that a worker trains in one call: the largest clients first, ever fewer at a time."""
+        steps = [self.num_steps(k) for k in client_ids]
+        waiting = deque(sorted(range(len(client_ids)), key=lambda row: (-steps[row], row)))
+        share = sum(steps) / len(self._slots)
+        least = min(share, WORTHWHILE / self._seconds_per_step if self._seconds_per_step else 0)
+        left = sum(steps)
+        while waiting:
+            goal = left - max(least, left / (2 * len(self._slots)))
+            rows: list[int] = []
+            while waiting and (left > goal or not rows):
+                rows.append(waiting.popleft())
+                left -= steps[rows[-1]]
+            yield rows
+
+    def _fit(self, result: CohortResult, server: ServerState, states: list[ClientState]) -> None:
+        self.open()
+        try:
+            with _abandoned_by_sigterm():
+                self._train(result, server, states)
+        except BaseException:
+            self.close()  # what the workers still do is for nobody
+            raise
+
+    def _train(self, result: CohortResult, server: ServerState, states: list[ClientState]) -> None:
+        """Hand out rows and gather answers, until every row of ``result`` is filled."""
+        ray, ids = self._ray, result.client_ids
+        errors = ray.exceptions
+        lost = (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError)
+        received = ray.put((server.round_index, Raw(server.params), Raw(server.buffers), Raw(server.counters)))
+        work, again = self.work(ids, states, server.round_index), deque[list[int]]()
+        deaths: Counter[int] = Counter()
+        missing = len(ids)
+        while missing:
+            for slot in self._slots:
+                if slot.task is None and (rows := again.popleft() if again else sorted(next(work, []))):
+                    clients = {ids[row]: {name: t.cpu() for name, t in states[row].items()} for row in rows}
+                    slot.rows, slot.task = rows, slot.actor.train.remote(received, clients)
+            tasks = {slot.task: slot for slot in self._slots if slot.task is not None}
+            for task in self._wait(list(tasks)):
+                slot = tasks[task]
+                rows, slot.rows, slot.task = slot.rows, [], None
+                try:
+                    answer = ray.get(task)
+                except errors.RayTaskError as error:
+                    raise (error.cause if isinstance(error.cause, FedGHError) else error) from None
+                except lost as error:
+                    if getattr(error, "actor_init_failed", False):
+                        reason = str(error).strip().splitlines()[-1]
+                        raise TrainingError(f"a worker of Ray cannot start: {reason}") from error
+                    self._replace(slot, error)
+                    again.extend([row] for row in rows)  # one at a time: if one of them kills its worker, it is found
+                    deaths.update(rows or [STARTING])
+                    self._check_deaths(deaths, ids, server.round_index, error)
+                    continue
+                if rows:
+                    self._write(answer, rows, result)
+                    missing -= len(rows)
+                else:
+                    deaths[STARTING] = 0
+                    log.info("a worker of Ray has started: %s", answer)
+
+    def _wait(self, tasks: list[Any]) -> list[Any]:
+        """Return the tasks that have ended, after a while perhaps none."""
+        ended: list[Any] = self._ray.wait(tasks, timeout=PATIENCE)[0]
+        if not ended and not any(slot.rows for slot in self._slots):
+            log.warning(
+                "no worker of Ray has been placed yet: %s each; Ray has %s", self._describe(), ray_cluster.size()
+            )
+            if not ray_cluster.room(**self.resources):
+                raise TrainingError(
+                    f"Ray has {ray_cluster.size()} left, too little for a worker with {self._describe()}; go on with "
+                    "resume=<run> when its machines are back"
+                )
+        return ended
+
+    def _write(self, answer: Any, rows: list[int], result: CohortResult) -> None:
+        """Copy what :meth:`Worker.train` returned into the rows of the cohort."""
+        updates, buffers, counters, losses, steps, seconds = answer
+        for place, row in enumerate(rows):
+            result.updates.rows[row] = updates[place]
+            result.buffers[row] = buffers[place]
+            result.counters[row] = counters[place]
+            result.train_loss[row] = losses[place]
+            result.local_steps[row] = steps[place]
+        self._seconds_per_step = seconds / int(steps.sum())
+
+    def _start(self) -> _Slot:
+        """Start a worker, which is at work until it is ready."""
+        worker = self._ray.remote(Worker).options(**self.resources, scheduling_strategy="SPREAD")
+        actor = worker.remote(self._setup)
+        return _Slot(actor, actor.ready.remote())
+
+    def _replace(self, slot: _Slot, error: Exception) -> None:
+        log.warning("a worker of Ray is lost and replaced: %s", _first_line(error))
+        self._ray.kill(slot.actor)
+        self._slots[self._slots.index(slot)] = self._start()
+
+    def _check_deaths(
+        self, deaths: Counter[int], client_ids: Sequence[int], round_index: int, error: Exception
+    ) -> None:
+        """Give up on clients that kill every worker, and on workers that do not even start."""
+        guilty = [row for row, count in deaths.items() if count >= self.max_attempts]
+        if guilty:
+            names = ", ".join(str(client_ids[row]) for row in sorted(guilty) if row >= 0)
+            doing = f"training client{'s' if ',' in names else ''} {names}" if names else "starting"
+            raise TrainingError(
+                f"round {round_index}: workers of Ray died {self.max_attempts} times while {doing}, which is "
+                f"executor.max_attempts; the last time: {_first_line(error)}. Is there enough memory for "
+                f"{len(self._slots)} workers? Lower executor.num_workers or algorithm.batch_size"
+            )
+
+    def _describe(self) -> str:
+        return "executor.cpus_per_worker={num_cpus:g} and gpus_per_worker={num_gpus:g}".format(**self.resources)
+
+    def _pack(self) -> dict[str, Any]:
+        """Return what a worker builds its executor from."""
+        dataset = self.dataset
+        one_test_image = {"test_images": dataset.test_images[:1], "test_labels": dataset.test_labels[:1]}
+        values = {field.name: getattr(dataset, field.name) for field in fields(dataset)} | one_test_image
+        return {
+            "threads": self.threads,
+            "flags": {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")},
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "default_dtype": torch.get_default_dtype(),
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "dataset": {name: Raw(value) if isinstance(value, Tensor) else value for name, value in values.items()},
+            "clients": (Raw(torch.cat(list(self.client_indices))), [len(rows) for rows in self.client_indices]),
+            "parts": {
+                "trainer": self.trainer,
+                "model": self.model,
+                "algorithm": self.algorithm,
+                "seed": self.seed,
+                "row_dtype": "bfloat16" if self.row_dtype == torch.bfloat16 else "float32",
+            },
+        }
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A worker as the driver sees it.
+
+    Attributes:
+        actor: Its handle.
+        task: What it is at; None if it is free.
+        rows: Rows of the cohort that it trains; none while it starts.
+    """
+
+    actor: Any
+    task: Any
+    rows: list[int] = field(default_factory=list)
+
+
+class Worker:
+    """The actor: a sequential executor in a process of its own.
+
+    Args:
+        setup: What :meth:`RayExecutor._pack` made.
+    """
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        torch.set_num_threads(setup["threads"])
+        torch.set_default_dtype(setup["default_dtype"])
+        torch.set_float32_matmul_precision(setup["matmul_precision"])
+        torch.use_deterministic_algorithms(setup["deterministic"])
+        for name, value in setup["flags"].items():
+            setattr(torch.backends.cudnn, name, value)
+        rows, sizes = setup["clients"]
+        dataset = ImageDataset(**setup["dataset"]).to(setup["parts"]["model"].device)
+        self.executor = SequentialExecutor(dataset=dataset, client_indices=rows.split(sizes), **setup["parts"])
+
+    def ready(self) -> str:
+        """Tell where the process is, once it has started."""
+        ray = ray_cluster.load("executor=ray")
+        return f"process {os.getpid()} on {socket.gethostname()}, node {ray.get_runtime_context().get_node_id()}"
+
+    def train(
+        self, received: tuple[int, Tensor, Tensor, Tensor], clients: Mapping[int, ClientState]
+    ) -> tuple[Raw, Raw, Raw, Raw, Raw, float]:
+        """Train clients.
+
+        Args:
+            received: Round, parameters, buffers and counters of the server.
+            clients: Their states by id.
+
+        Returns:
+            Updates, buffers, counters, losses and local steps, one row a client by ascending id; seconds that it took.
+        """
+        started = time.perf_counter()
+        result = self.executor(list(clients), ServerState(*received, clients=dict(clients)))
+        tables = (result.updates.rows, result.buffers, result.counters, result.train_loss, result.local_steps)
+        updates, buffers, counters, losses, steps = map(Raw, tables)
+        return updates, buffers, counters, losses, steps, time.perf_counter() - started
+
+
+class Raw:
+    """A tensor on its way to other processes, as bare memory that those of a node share.
+
+    It arrives as a plain tensor on the CPU, which must not be written to.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        memory = self.tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+        return _arrived, (memory, self.tensor.dtype, self.tensor.shape)
+
+
+def _arrived(memory: NDArray[np.uint8], dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is read-only
+        return torch.from_numpy(memory).view(dtype).view(shape)
+
+
+def _dismiss(ray: Any, slots: list[_Slot]) -> None:
+    """End the workers; at the end of the process Ray may have gone before them."""
+    if ray.is_initialized():
+        for slot in slots:
+            ray.kill(slot.actor)
+    slots.clear()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+@contextmanager
+def _abandoned_by_sigterm() -> Iterator[None]:
+    """Stop waiting for workers at SIGTERM, as Lightning stops a fit; the handler that was there hears of it first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if callable(before):
+            before(number, frame)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
