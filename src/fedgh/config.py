@@ -12,7 +12,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +137,9 @@ def validate(cfg: DictConfig) -> None:
         raise ConfigurationError(f"seed must be an integer of 0 or more, got {cfg.seed!r}")
     if cfg.logger.get("mode", "auto") not in WANDB_MODES:
         raise ConfigurationError(f"logger.mode must be one of {', '.join(WANDB_MODES)}, got {cfg.logger.mode!r}")
+    patience = cfg.logger.get("patience", 60)
+    if isinstance(patience, bool) or not isinstance(patience, int | float) or patience <= 0:
+        raise ConfigurationError(f"logger.patience must be a positive number of seconds, got {patience!r}")
     if cfg.get("memory_format", "contiguous") not in MEMORY_FORMATS:
         raise ConfigurationError(
             f"memory_format must be one of {', '.join(MEMORY_FORMATS)}, got {cfg.memory_format!r}; results differ only "
@@ -288,7 +291,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path, wandb_id: str, name: str, grou
     """Return the chosen Lightning loggers.
 
     Args:
-        cfg: The resolved config; ``logger.mode`` decides where W&B writes.
+        cfg: The resolved config; ``logger.mode`` decides where W&B writes, ``logger.patience`` how long we wait for it.
         run_dir: Directory of the run.
         wandb_id: Id of the W&B run to go on with, or a new one.
         name: Name of the run where the config leaves it open.
@@ -303,7 +306,8 @@ def build_loggers(cfg: DictConfig, run_dir: Path, wandb_id: str, name: str, grou
                 continue
             config = OmegaConf.to_container(cfg, resolve=True)
             extra = {"id": wandb_id, "name": node.name or name, "group": node.group or group, "config": config}
-            loggers.append(_wandb_logger(node, run_dir, mode, extra))
+            patience = cfg.logger.get("patience", 60)  # runs stored before the setting existed go on without it
+            loggers.append(_wandb_logger(node, run_dir, mode, patience, extra))
         else:
             loggers.append(build(node))
     return loggers
@@ -335,19 +339,22 @@ def wandb_mode(mode: str) -> str:
     return "online" if wandb.login(prompt=False) else "offline"
 
 
-def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, extra: dict[str, Any]) -> Any:
+def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, extra: dict[str, Any]) -> Any:
     """Start the W&B run; when W&B cannot be reached or refuses the key, start it offline instead."""
     import wandb
 
-    settings = wandb.Settings(console="off", silent=True, init_timeout=60)
+    settings = wandb.Settings(
+        console="off", silent=True, init_timeout=patience, finish_timeout=patience, finish_timeout_raises=True
+    )
     common = {**extra, "save_dir": str(run_dir), "resume": "allow", "settings": settings}
     factory = build(OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node)), {"_partial_": True}))
     logger = factory(**common, mode=mode)
     try:
         _ = logger.experiment
     except (wandb.Error, OSError) as error:
-        log.warning("W&B cannot be used online (%s); this run is recorded offline, `wandb sync` sends it later", error)
-        wandb.teardown()
+        with suppress(OSError):  # from a service that has crashed
+            wandb.teardown()
         logger = factory(**common, mode="offline")
-        _ = logger.experiment
+        folder = Path(logger.experiment.dir).parent
+        log.warning("W&B cannot be used online (%s); recorded offline, to be sent later: wandb sync %s", error, folder)
     return logger

@@ -278,7 +278,7 @@ def send(sweep: Sweep, table: Sequence[Mapping[str, Any]]) -> None:
     """Show the table over seeds in W&B, as one more run in the sweep's group, if the sweep's runs are there."""
     if "wandb" not in sweep.config.logger:
         return
-    only = {"mode": sweep.config.logger.mode, "wandb": sweep.config.logger.wandb}
+    only = {key: sweep.config.logger[key] for key in ("mode", "patience", "wandb")}
     cfg = config.resolve(OmegaConf.create({"logger": only, "tags": sweep.config.tags, "sweep": sweep.overrides}))
     group = sweep.folder.name
     for logger in config.build_loggers(cfg, sweep.folder, sweep.wandb_id, f"{group} over seeds", group):

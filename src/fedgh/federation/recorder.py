@@ -159,10 +159,13 @@ class Recorder:
         takers = [logger for logger in self.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         image = pixels(figure) if takers else None
         for logger in takers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary[name] = _wandb_image(image)
-            else:
-                logger.experiment.add_image(name, image, dataformats="HWC")
+            try:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.summary[name] = _wandb_image(image)
+                else:
+                    logger.experiment.add_image(name, image, dataformats="HWC")
+            except Exception as error:  # as in record
+                log.warning("%s did not take picture %s: %s", type(logger).__name__, name, error)
 
     def artifact(self, path: Path) -> None:
         """Attach a file to the W&B run as a versioned artifact of type ``model``."""
@@ -171,15 +174,41 @@ class Recorder:
         for logger in self.wandb_loggers:
             artifact = wandb.Artifact(f"checkpoint-{logger.experiment.id}", type="model")
             artifact.add_file(str(path))
-            logger.experiment.log_artifact(artifact)
+            try:
+                logger.experiment.log_artifact(artifact)
+            except Exception as error:  # as in record
+                log.warning("%s did not take %s: %s", type(logger).__name__, path, error)
 
     def close(self, status: str = "success", summary: Mapping[str, float] | None = None) -> None:
-        """Finish all loggers; W&B shows the run as finished, or failed when ``status`` is not ``success``."""
+        """Finish all loggers; W&B shows the run as finished, or failed when ``status`` is not ``success``.
+
+        What W&B has not taken stays in its offline file, and the command that sends it is told.
+        """
         for logger in self.loggers:
-            logger.finalize(status)
-        for wandb_logger in self.wandb_loggers:
-            wandb_logger.experiment.summary.update(dict(summary or {}))
-            wandb_logger.experiment.finish(exit_code=0 if status == "success" else 1)
+            try:
+                logger.finalize(status)
+                if isinstance(logger, WandbLogger):
+                    _finish(logger.experiment, 0 if status == "success" else 1, summary or {})
+            except Exception as error:  # as in record
+                log.warning("%s was not closed: %s", type(logger).__name__, error)
+
+
+def _finish(run: Any, exit_code: int, summary: Mapping[str, float]) -> None:
+    """End a W&B run, and say so if W&B did not answer in time or refused what it was sent."""
+    import wandb
+
+    folder = Path(run.dir).parent
+    try:
+        run.summary.update(dict(summary))
+        run.finish(exit_code=exit_code)
+        service = folder / "logs" / "debug-internal.log"  # the only place where W&B tells of a refusal
+        incomplete = service.is_file() and "filestream: fatal error" in service.read_text(errors="replace")
+    except TimeoutError:
+        incomplete = True
+    finally:
+        wandb.run = None  # or the next run of this process would be mistaken for this one, had its service crashed
+    if incomplete:
+        log.warning("W&B has not taken all of this run; to be sent later: wandb sync %s", folder)
 
 
 def _restored(metrics: Mapping[str, float], run_dir: Path) -> Row:
