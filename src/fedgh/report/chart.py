@@ -114,8 +114,8 @@ def line_chart(title: str, width: int, lines: Sequence[Line], axis: tuple[float,
     parts.append(_text(right, bottom + BOTTOM - 3, "round", "end faint"))
     parts += [_band(line, across, down) for line in lines] + [_stroke(line, across, down) for line in lines]
     parts.append(f"<line class='cursor' y1='{TOP}' y2='{bottom}' x1='0' x2='0'/>")
-    told = {"first": first, "last": last, "left": LEFT, "right": right}
-    told["lines"] = [_told(line) for line in lines if not line.thin]
+    said = [_told(line) for line in lines if not line.thin]
+    told = {"first": first, "last": last, "left": LEFT, "right": right, "lines": said}
     return _svg(
         (width, bottom + BOTTOM), parts, "lines", f" data-chart='{escape(json.dumps(told, separators=(',', ':')))}'"
     )
@@ -141,9 +141,9 @@ def heat_map(title: str, width: int, of: HeatMap, height: int, zero: float | Non
     )
     parts += [_text(left - 7, TOP + place * height + 4, text, "end") for place, text in of.marks]
     for value in ticks(of.rounds[0], of.rounds[-1], max(3, inner // 60), whole=True):
-        column = int(np.argmin(np.abs(np.asarray(of.rounds) - value)))
+        column = float(np.interp(value, of.rounds, range(len(of.rounds))))
         x = left + (column + 0.5) * inner / len(of.rounds)
-        parts.append(_text(round(x, 1), bottom + 17, str(of.rounds[column]), "middle"))
+        parts.append(_text(round(x, 1), bottom + 17, f"{value:.0f}", "middle"))
     if zero is not None:
         y = round(TOP + zero * height, 1)
         parts.append(f"<line class='conflict' x1='{left}' x2='{left + inner}' y1='{y}' y2='{y}'/>")
@@ -185,7 +185,7 @@ def _text(x: float, y: float, text: str, kind: str) -> str:
 def _band(line: Line, across: _Scale, down: _Scale) -> str:
     paths = []
     for low, high in line.bands:
-        known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+        known = np.flatnonzero(np.isfinite(low) & np.isfinite(high)).tolist()
         there = [f"{across(line.rounds[i])},{down(high[i])}" for i in known]
         back = [f"{across(line.rounds[i])},{down(low[i])}" for i in known[::-1]]
         if len(known) > 1:
@@ -194,7 +194,7 @@ def _band(line: Line, across: _Scale, down: _Scale) -> str:
 
 
 def _stroke(line: Line, across: _Scale, down: _Scale) -> str:
-    known = np.flatnonzero(np.isfinite(line.values))
+    known = np.flatnonzero(np.isfinite(line.values)).tolist()
     points = [(across(line.rounds[i]), down(line.values[i])) for i in known]
     style = f" stroke-dasharray='{DASHES[line.dash]}'" * bool(line.dash)
     drawn = f"<polyline points='{' '.join(f'{x},{y}' for x, y in points)}' stroke='{line.colour}'{style}/>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,13 @@ from fedgh.report.table import cells_of_table, seeds_table
 from fedgh.report.wandb_files import read_project
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import Report
-    from wandb_workspaces.workspaces import Workspace
+    from wandb_workspaces.reports.v2.interface import Report
+    from wandb_workspaces.workspaces.interface import Workspace
 
 GROUPED_BY = ("algorithm._target_", "aggregator._target_")
 """Keys of the config."""
 
-CURVES = {
+CURVES: Mapping[str, Mapping[str, list[Any]]] = {
     "Accuracy": {
         "Test accuracy": ["global/test/acc"],
         "Worst tenth of the clients": ["client/test/acc_worst10"],
@@ -75,8 +75,9 @@ def publish(project: str, entity: str | None) -> tuple[str, str]:
         api = wandb.Api()
         owner = entity or str(api.default_entity)
         runs, _ = once([run for run in read_project(api.runs(f"{owner}/{project}")) if run.finished])
-        saved = workspace(owner, project).save(), report(owner, project, runs)
-        saved[1].save()
+        saved: tuple[Any, Any] = workspace(owner, project), report(owner, project, runs)
+        for dashboard in saved:
+            dashboard.save()
     except (wandb.Error, OSError, ValueError) as error:
         line = str(error).strip().splitlines()[:1]
         raise DataError(f"project={project} could not be opened in W&B: {' '.join(line)}") from error
@@ -85,7 +86,7 @@ def publish(project: str, entity: str | None) -> tuple[str, str]:
 
 def workspace(entity: str, project: str) -> Workspace:
     """Return the workspace, not yet saved: a section a subject, runs grouped by algorithm and aggregator."""
-    import wandb_workspaces.workspaces as ws
+    import wandb_workspaces.workspaces.interface as ws
     from wandb_workspaces import expr
 
     return ws.Workspace(
@@ -109,7 +110,7 @@ def report(entity: str, project: str, runs: Sequence[Run]) -> Report:
         project: Of W&B.
         runs: The finished ones of the project, for the tables.
     """
-    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.reports.v2.interface as wr
 
     grouped = [f"config.{key}" for key in GROUPED_BY]
     blocks: list[Any] = [wr.TableOfContents()]
@@ -125,7 +126,7 @@ def report(entity: str, project: str, runs: Sequence[Run]) -> Report:
 
 def panels(section: str) -> list[Any]:
     """Return the panels of a section, new ones each time."""
-    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.reports.v2.interface as wr
 
     found: list[Any] = [
         wr.LinePlot(title=title, x="round", y=metrics, groupby_aggfunc="mean", groupby_rangefunc="stddev")
