@@ -327,14 +327,15 @@ def test_optuna_is_not_imported_without_a_search():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_trials_side_by_side(cli, request, launcher):
     """Two at a time, in other processes; a third batch is one trial only."""
-    package = pytest.importorskip({"joblib": "hydra_plugins.hydra_joblib_launcher", "ray": "ray"}[launcher])
+    package = pytest.importorskip(sweep.NEEDED[launcher][0])
     if launcher == "ray":
         request.addfinalizer(package.shutdown)
     settings = {
         "joblib": ["hydra.launcher.n_jobs=2"],
+        "submitit_local": [],
         "ray": ["hydra.launcher.cpus_per_job=1", "hydra.launcher.gpus_per_job=0"],
     }[launcher]
     answer = cli(
