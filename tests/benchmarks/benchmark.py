@@ -30,6 +30,7 @@ from cell import cell
 from dashboards import dashboard
 from observatory import observatory
 from PIL import Image
+from ray_workers import ray_workers
 from sweeps import sweeps
 from torchvision.transforms import v2
 from workloads import EXECUTORS, WORKLOADS, BareLoop, build, rounds
@@ -188,7 +189,10 @@ def machine(device: torch.device) -> str:
     )
 
 
-OTHERS = (fits, population, aggregation, growth, memory, observatory, augmentation, cell, startup, sweeps, dashboard)
+OTHERS = (
+    *(fits, population, aggregation, growth, memory, observatory, augmentation, cell, startup, ray_workers, sweeps),
+    dashboard,
+)
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     **{name: partial(workload, name=name) for name in WORKLOADS},
     **{section.__name__: section for section in OTHERS},

@@ -20,6 +20,7 @@ from fedgh.dataset.augmentation import Augmentation
 from fedgh.dataset.base import ImageDataset
 from fedgh.executor.auto import choose
 from fedgh.executor.cohort import CohortExecutor
+from fedgh.executor.ray import RayExecutor
 from fedgh.executor.sequential import SequentialExecutor
 from fedgh.federation.loop import Schedule, describe
 from fedgh.federation.round import Federation, initial_state, run_round
@@ -89,6 +90,10 @@ WORKLOADS = {
 }
 EXECUTORS = {"sequential": SequentialExecutor, "cohort": partial(CohortExecutor, width=20)}
 AUTO = partial(choose, width=20)
+TWO_RAY_WORKERS = {
+    **{"address": None, "num_workers": 2, "cpus_per_worker": 1, "threads_per_worker": 1, "max_attempts": 3},
+    **{"object_store_mib": None, "row_dtype": "float32"},
+}
 
 
 def build(
@@ -112,10 +117,11 @@ def build(
     trainer = pl.Trainer(accelerator=accelerator, devices=1, max_epochs=1, logger=False, **quiet)
     parts: dict[str, Any] = {"model": model, "algorithm": algorithm, "dataset": dataset, "seed": 1}
     indices = [torch.from_numpy(rows) for rows in partition.client_indices]
+    ray = partial(RayExecutor, gpus_per_worker=0.5 if device.type == "cuda" else 0, **TWO_RAY_WORKERS)
     return Federation(
         partition=partition,
         sampler=Uniform(workload.clients_per_round / workload.num_clients),
-        executor=(EXECUTORS | {"auto": AUTO})[executor](trainer=trainer, client_indices=indices, **parts),
+        executor=(EXECUTORS | {"auto": AUTO, "ray": ray})[executor](trainer=trainer, client_indices=indices, **parts),
         aggregator=Mean(),
         server_optimizer=SGD(1.0),
         **parts,
