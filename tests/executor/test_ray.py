@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -284,8 +285,7 @@ def test_a_whole_run_stopped_and_resumed(cli, ray, tmp_path):
 def test_an_address_that_does_not_answer(cli, monkeypatch):
     """No run is begun: there is nothing to resume, and no W&B run."""
     monkeypatch.setattr(pytest.importorskip("ray"), "is_initialized", lambda: False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     answer = cli(*RUN, *RAY, f"executor.address={address}")
     assert answer.code == 2
     assert f"Ray at {address} does not answer: [Errno 111] Connection refused; check executor.address=" in answer.err
@@ -330,16 +330,28 @@ def marked(tmp_path):
     processes = Marked(tmp_path)
     yield processes
     for pid in processes.alive():
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     for process in processes.started:
         process.wait()
 
 
-def wait_for(check, seconds=180):
+def wait_for(check, process, seconds=180):
     until = time.monotonic() + seconds
     while not check():
+        assert process.poll() is None, "it has ended before"
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.1)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def nodes_of(log):
+    """Return the nodes on which a run says that its workers are."""
+    return set(re.findall(r"a worker of Ray has started: .*, node (\w+)", log.read_text()))
 
 
 def recorded(run_dir):
@@ -354,7 +366,7 @@ def test_a_run_that_is_stopped_leaves_no_process_behind(marked, tmp_path, number
     run_dir = tmp_path / "run"
     run = [*RUN, *RAY, "num_rounds=100000", f"hydra.run.dir={run_dir}"]
     process = marked.start(sys.executable, "-m", "fedgh.train", *run)
-    wait_for(lambda: len(recorded(run_dir)) > 2 or process.poll() is not None)
+    wait_for(lambda: len(recorded(run_dir)) > 2, process)
     assert len(marked.alive()) > 3
     os.kill(process.pid, number)
     assert process.wait(60) == 128 + number
@@ -367,30 +379,28 @@ def test_two_nodes_and_one_of_them_is_lost(cli, marked, tmp_path):
     """Two Rays on the loopback, a worker each; when one is killed in the middle, the other one trains everybody."""
     pytest.importorskip("ray")
     ours, theirs = tmp_path / "ray", tmp_path / "sequential"
-    run = [*RUN, "num_rounds=60"]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    run = [*RUN, "num_rounds=60", "algorithm.local_epochs=200"]
+    address, client_port = f"127.0.0.1:{free_port()}", free_port()
     command = Path(sys.executable).parent / "ray"
     node = [command, "start", "--num-cpus=1", "--block", "--disable-usage-stats", "--object-store-memory=200000000"]
     node += ["--min-worker-port=0", "--max-worker-port=0", "--node-ip-address=127.0.0.1"]
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # paths of its sockets must be short
         head = ["--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", f"--temp-dir={folder}"]
-        marked.start(*node, *head, "--ray-client-server-port=0")
-        wait_for(lambda: "runtime started" in (tmp_path / "0.log").read_text())
+        first = marked.start(*node, *head, f"--ray-client-server-port={client_port}")
+        wait_for(lambda: "runtime started" in (tmp_path / "0.log").read_text(), first)
         second = marked.start(*node, f"--address={address}")
-        wait_for(lambda: "runtime started" in (tmp_path / "1.log").read_text())
+        wait_for(lambda: "runtime started" in (tmp_path / "1.log").read_text(), second)
         settings = [f"executor.address={address}", "executor.cpus_per_worker=1", "executor.num_workers=2"]
         process = marked.start(
             sys.executable, "-m", "fedgh.train", *run, "executor=ray", *settings, f"hydra.run.dir={ours}"
         )
         log = tmp_path / "2.log"
-        wait_for(lambda: log.read_text().count("a worker of Ray has started") == 2 and len(recorded(ours)) > 2)
+        wait_for(lambda: len(nodes_of(log)) == 2 and len(recorded(ours)) > 2, process)
         second.terminate()
         assert process.wait(300) == 0, log.read_text()
-        for pid in marked.alive():
-            os.kill(pid, signal.SIGTERM)
+        first.terminate()
         marked.wait_until_gone()
-    assert len(set(re.findall(r"node (\w+)", log.read_text()))) == 2
+    assert len(nodes_of(log)) == 2
     assert "a worker of Ray is lost and replaced" in log.read_text()
     assert cli(*run, f"hydra.run.dir={theirs}").code == 0
     assert metrics(ours) == metrics(theirs)

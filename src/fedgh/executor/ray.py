@@ -50,7 +50,7 @@ class RayExecutor(Executor):
     Args:
         address: Of a cluster, ``auto`` for the one that this machine is part of, None to start Ray here. A process has
             one connection to Ray; one that is there already is used.
-        num_workers: None for as many as Ray's machines hold.
+        num_workers: None for as many as Ray's machines hold, at most one a client.
         cpus_per_worker: Cores that a worker holds.
         gpus_per_worker: GPUs that a worker holds; None for 1 if the model is on a GPU, else 0.
         threads_per_worker: Threads of PyTorch in a worker; None for ``cpus_per_worker``, at least 1.
@@ -117,13 +117,14 @@ class RayExecutor(Executor):
             )
         session = ray_cluster.session(self.address, "executor.address", **self.local)
         room = ray_cluster.room(**self.resources)
-        if not 0 < (self.num_workers or room) <= room:
+        wanted = self.num_workers or max(1, min(room, len(self.client_indices)))
+        if wanted > room:
             raise ConfigurationError(
-                f"executor.num_workers={self.num_workers or 1} with {self._describe()} would wait for ever: Ray has "
+                f"executor.num_workers={wanted} with {self._describe()} would wait for ever: Ray has "
                 f"{ray_cluster.size()}, room for {room}; lower executor.num_workers, cpus_per_worker or gpus_per_worker"
             )
         self._ray, self._session, self._setup = ray, session, ray.put(self._pack())
-        self._slots = [self._start() for _ in range(self.num_workers or room)]
+        self._slots = [self._start() for _ in range(wanted)]
         self._dismiss = weakref.finalize(self, _dismiss, ray, self._slots)
 
     def close(self) -> None:
