@@ -195,6 +195,12 @@ def test_the_mode_of_wandb(monkeypatch):
     assert asked == [{"prompt": False}]
     monkeypatch.setattr(wandb, "login", lambda **settings: True)
     assert config.wandb_mode("auto") == "online"
+
+    def unreachable(**settings):
+        raise wandb.errors.AuthenticationError("Failed to authenticate")
+
+    monkeypatch.setattr(wandb, "login", unreachable)
+    assert config.wandb_mode("auto") == "online"  # with a key; the run's start falls back to offline, and says why
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert config.wandb_mode("auto") == "offline"
     assert config.wandb_mode("online") == "online"

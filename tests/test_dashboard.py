@@ -165,10 +165,12 @@ def test_with_a_key_both_are_built_and_the_page_is_written(command, sweep, monke
 def test_wandb_out_of_reach_costs_only_wandb(command, sweep, monkeypatch):
     import wandb
 
-    def unreachable(_):
+    def unreachable(**_):
         raise wandb.errors.AuthenticationError("Failed to authenticate")
 
-    monkeypatch.setattr("fedgh.config.wandb_mode", unreachable)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", unreachable)
+    monkeypatch.setattr(wandb, "Api", unreachable)
     said = command(f"runs={sweep}", "project=fedgh")
     assert said.err == "project=fedgh could not be opened in W&B: Failed to authenticate\n"
     assert said.out.startswith("written to  ")

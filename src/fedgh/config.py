@@ -336,7 +336,10 @@ def wandb_mode(mode: str) -> str:
     asked = os.environ.get("WANDB_MODE", "")
     if asked in WANDB_MODES[1:]:
         return asked
-    return "online" if wandb.login(prompt=False) else "offline"
+    try:
+        return "online" if wandb.login(prompt=False) else "offline"
+    except wandb.Error:  # there is a key, and W&B was asked about it; what starts online says what is wrong
+        return "online"
 
 
 def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, extra: dict[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from fedgh.federation.loop import Preparing, Remembering, train
 from fedgh.federation.provenance import check_writable, provenance
 from fedgh.federation.recorder import Recorder, read_csv
 from fedgh.federation.round import Federation, initial_state, to_device
+from fedgh.metric.summary import closing_numbers
 from fedgh.sweep_job import run_job
 
 log = logging.getLogger(__name__)
@@ -195,14 +196,7 @@ def name_run(cfg: DictConfig) -> tuple[str, str | None]:
 def summarize(run_dir: Path, finished: int, name: str) -> dict[str, float]:
     """Return and write the run's closing numbers; draw its curves."""
     rows = read_csv(run_dir / "metrics.csv") if (run_dir / "metrics.csv").exists() else []
-    accuracy = [row["global/test/acc"] for row in rows if "global/test/acc" in row]
-    conflict = [row["conflict/ratio"] for row in rows if "conflict/ratio" in row]
-    summary: dict[str, float] = {"rounds": finished}
-    if accuracy:
-        last = accuracy[-10:]
-        summary |= {"final/acc": accuracy[-1], "last10/acc_best": max(last), "last10/acc_mean": sum(last) / len(last)}
-    if conflict:
-        summary |= {"final/conflict_ratio": conflict[-1], "mean/conflict_ratio": sum(conflict) / len(conflict)}
+    summary: dict[str, float] = {"rounds": finished} | closing_numbers(rows)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     curves = {
         "round": [row["round"] for row in rows],

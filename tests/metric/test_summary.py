@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedgh.metric.summary import client_accuracy, spread
+from fedgh.metric.summary import client_accuracy, closing_numbers, spread
 
 NAN = float("nan")
 
@@ -50,3 +50,13 @@ def test_a_single_value_has_no_spread():
 
 def test_nothing_defined_gives_nothing():
     assert spread(torch.tensor([NAN, NAN]), "x") == {}
+
+
+def test_what_a_run_is_summed_up_by():
+    rows = [{"conflict/ratio": 0.2}, *({"global/test/acc": n / 20, "conflict/ratio": 0.5} for n in range(12))]
+    numbers = closing_numbers(rows)
+    assert numbers["final/acc"] == numbers["last10/acc_best"] == 11 / 20
+    assert numbers["last10/acc_mean"] == pytest.approx(6.5 / 20)  # of 2 to 11; two earlier ones do not count
+    assert numbers["final/conflict_ratio"] == 0.5
+    assert numbers["mean/conflict_ratio"] == pytest.approx(6.2 / 13)
+    assert closing_numbers([{"round": 1.0}]) == {}

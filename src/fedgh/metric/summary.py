@@ -1,8 +1,9 @@
-"""Per-client numbers, summarized."""
+"""Numbers of clients and of whole runs, summarized."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,3 +44,20 @@ def spread(values: Tensor, name: str) -> dict[str, float]:
         f"{name}_std": float(defined.std(correction=0)),
         f"{name}_worst10": float(worst.mean()),
     }
+
+
+def closing_numbers(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what a run is summed up by: accuracy of the last round and of the last ten evaluated, conflict ratio.
+
+    Args:
+        rows: The recorded metrics of its rounds; those that were not evaluated have no accuracy.
+    """
+    accuracy = [row["global/test/acc"] for row in rows if "global/test/acc" in row]
+    conflict = [row["conflict/ratio"] for row in rows if "conflict/ratio" in row]
+    numbers: dict[str, float] = {}
+    if accuracy:
+        last = accuracy[-10:]
+        numbers |= {"final/acc": accuracy[-1], "last10/acc_best": max(last), "last10/acc_mean": sum(last) / len(last)}
+    if conflict:
+        numbers |= {"final/conflict_ratio": conflict[-1], "mean/conflict_ratio": sum(conflict) / len(conflict)}
+    return numbers

@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from fedgh.federation.recorder import Recorder
 from fedgh.federation.round import Federation, initial_state, run_round
 from fedgh.integrations.flower.deployment import build, compose
 from fedgh.integrations.flower.records import PARTITION_ID, Layout, arrays_of, gather, metrics_in
+from fedgh.metric.summary import closing_numbers
 
 log = logging.getLogger("flwr")  # what it says is shown by ``flwr run --stream``
 
@@ -92,24 +93,12 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
                 checkpoints.save(now, run_dir / "checkpoints", cfg.checkpoint.keep)
             shown = {name: row.metrics[name] for name in SHOWN if name in row.metrics}
             log.info("round %d of %d: %s", server.round_index, schedule.num_rounds, shown)
-        closing = summarize(recorder.table.rows)
+        closing = {"rounds": server.round_index} | closing_numbers(recorder.table.rows)
         (run_dir / "summary.json").write_text(json.dumps(closing, indent=2) + "\n")
         status = "success"
     finally:
         recorder.close(status, closing)
     return server
-
-
-def summarize(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return a run's closing numbers, under the names that ``fedgh-train`` gives them."""
-    accuracy = [row["global/test/acc"] for row in rows if "global/test/acc" in row]
-    conflict = [row["conflict/ratio"] for row in rows if "conflict/ratio" in row]
-    last = accuracy[-10:]
-    summary = {"rounds": rows[-1]["round"], "final/acc": accuracy[-1]}
-    summary |= {"last10/acc_best": max(last), "last10/acc_mean": sum(last) / len(last)}
-    if conflict:
-        summary |= {"final/conflict_ratio": conflict[-1], "mean/conflict_ratio": sum(conflict) / len(conflict)}
-    return summary
 
 
 class NodeExecutor:
