@@ -19,6 +19,8 @@ from fedgh.core.errors import ConfigurationError
 from fedgh.federation import checkpoint as checkpoints
 from fedgh.federation import loop, offline
 from fedgh.federation.claim import claim
+from fedgh.report.groups import Groups
+from fedgh.report.runs import find_runs
 
 TINY = [
     *("num_rounds=2", "partition=iid", "partition.num_clients=3", "algorithm.local_epochs=1", "trainer=cpu"),
@@ -90,6 +92,7 @@ def test_a_sweep_interrupted_and_resumed_is_as_if_nothing_had_happened(cli, fini
     for number in range(4):
         assert torch.equal(bits(folder / str(number)), bits(straight / str(number)))
     assert (folder / "seeds.csv").read_text() == (straight / "seeds.csv").read_text()
+    assert len(Groups.of(find_runs([folder])).federations) == 1, "jobs from before and after are of one federation"
 
 
 def test_the_tables_at_the_end(finished):

@@ -28,7 +28,7 @@ except ImportError:  # Windows has no such locks; see fedgh.federation.claim
 
 NOT_COMPARED = (
     *("paths", "name", "tags", "task_name", "resume", "logger", "callback", "checkpoint", "trainer", "executor"),
-    *("dataset.root", "dataset.download", "evaluation.batch_size"),
+    *("sweep", "dataset.root", "dataset.download", "evaluation.batch_size"),
 )
 """Settings that do not make another run: where things are, what is recorded, and how fast."""
 

@@ -22,6 +22,7 @@ IGNORED = (
     "logger.",
     "tags",
     "resume",
+    "sweep.",
     "trainer.",
     "checkpoint.",
     "callback.",
