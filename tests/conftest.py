@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import signal
 import sys
 from dataclasses import dataclass
 from functools import cache, partial
@@ -42,6 +43,7 @@ THIRD_PARTY_WARNINGS = (
 def pytest_configure(config):
     for line in THIRD_PARTY_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script; tests send it
     torch.set_num_threads(1)  # threads that wait for each other cost tiny tensors ten times what they gain
     entry.quieten()  # a line per fit would drown what a failing test has to say
 
