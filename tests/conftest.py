@@ -36,6 +36,7 @@ from fedgh.server_optimizer.sgd import SGD
 THIRD_PARTY_WARNINGS = (
     "ignore:.*LeafSpec.*is deprecated:FutureWarning",  # Lightning's CombinedLoader, under PyTorch 2.9 and later
     "ignore:.*does not have many workers.*",  # Lightning, of a loader that yields clients
+    "ignore:subprocess .* is still running:ResourceWarning",  # W&B's service, which ends when this process does
     "ignore:The `srun` command is available",  # Lightning, wherever SLURM is installed
 )
 

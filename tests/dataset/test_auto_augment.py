@@ -86,3 +86,15 @@ def test_equalize_by_hand():
     levels = torch.tensor([0] * 510 + [100] * 255 + [200] * 255, dtype=torch.uint8).view(1, 1, 30, 34)
     result = OPERATIONS["Equalize"](levels, torch.zeros(1, dtype=torch.float64)).flatten()
     assert [int(result[0]), int(result[510]), int(result[1019])] == [0, 170, 255]
+
+
+def test_magnitudes_do_not_depend_on_the_default_type():
+    """They are kept: a process that once computed in float64 would augment otherwise from then on."""
+    expected = {name: magnitudes(name, 8, 8) for name in OPERATIONS}
+    magnitudes.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(torch.equal(magnitudes(name, 8, 8), values) for name, values in expected.items())
+    finally:
+        torch.set_default_dtype(torch.float32)
+        magnitudes.cache_clear()

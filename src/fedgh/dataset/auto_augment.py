@@ -79,9 +79,8 @@ def magnitudes(operation: str, height: int, width: int) -> Tensor:
     }
     if operation == "Posterize":
         return (8 - (torch.arange(NUM_BINS) / ((NUM_BINS - 1) / 4)).round()).double()
-    if operation == "Solarize":
-        return torch.linspace(255.0, 0.0, NUM_BINS).double()
-    return torch.linspace(0.0, top.get(operation, 0.0), NUM_BINS).double()
+    ends = (255.0, 0.0) if operation == "Solarize" else (0.0, top.get(operation, 0.0))
+    return torch.linspace(*ends, NUM_BINS, dtype=torch.float32).double()  # rounded as torchvision's
 
 
 @lru_cache(maxsize=512)
