@@ -26,6 +26,7 @@ from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator
 from fedgh.dataset.base import ImageDataset
 from fedgh.executor.sequential import SequentialExecutor
+from fedgh.federation import loop
 from fedgh.federation.round import Federation
 from fedgh.model.layers import Dropout
 from fedgh.model.mlp import MLP
@@ -210,6 +211,23 @@ def forget_hydra():
     for handler in [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture
+def in_round():
+    """Return ``in_round(monkeypatch, number, action)``: act before that round, from 1, counted over a test's runs."""
+
+    def patch(monkeypatch, number, action):
+        real, count = loop.run_round, iter(range(1, 1000))
+
+        def run_round(*arguments):
+            if next(count) == number:
+                action()
+            return real(*arguments)
+
+        monkeypatch.setattr(loop, "run_round", run_round)
+
+    return patch
 
 
 @pytest.fixture

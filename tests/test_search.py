@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from fedgh import config, search, sweep
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation import checkpoint as checkpoints
-from fedgh.federation import loop, offline
+from fedgh.federation import offline
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'fedgh[search]'")
 
@@ -43,18 +43,6 @@ def folder_of(answer):
 def lines_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def in_round(monkeypatch, number, action):
-    """Act before the given round, from 1, counted over all jobs of the test."""
-    real, count = loop.run_round, iter(range(1, 1000))
-
-    def run_round(*arguments):
-        if next(count) == number:
-            action()
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "run_round", run_round)
 
 
 FINISHED = {}
@@ -93,7 +81,7 @@ def test_the_same_seed_tries_the_same_trials(finished, cli):
     assert (folder_of(answer) / "trials.csv").read_text() == (finished / "trials.csv").read_text()
 
 
-def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(finished, cli, monkeypatch):
+def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(finished, cli, monkeypatch, in_round):
     """Ctrl-C in round 2 of trial 1; then a kill between the end of job 2 and the study's knowing of it."""
     with monkeypatch.context() as patch:
         in_round(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))

@@ -17,7 +17,7 @@ import yaml
 from fedgh import sweep, sweep_job
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation import checkpoint as checkpoints
-from fedgh.federation import loop, offline
+from fedgh.federation import offline
 from fedgh.federation.claim import claim
 from fedgh.report.groups import Groups
 from fedgh.report.runs import find_runs
@@ -59,19 +59,7 @@ def lines_of(path):
         return list(csv.DictReader(file))
 
 
-def in_round(monkeypatch, number, action):
-    """Act before the given round, from 1, counted over all jobs of the test."""
-    real, count = loop.run_round, iter(range(1, 1000))
-
-    def run_round(*arguments):
-        if next(count) == number:
-            action()
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "run_round", run_round)
-
-
-def test_a_sweep_interrupted_and_resumed_is_as_if_nothing_had_happened(cli, finished, monkeypatch, tmp_path):
+def test_a_sweep_interrupted_and_resumed_is_as_if_nothing_had_happened(cli, finished, monkeypatch, tmp_path, in_round):
     """Ctrl-C in round 1 of job 1; resumed, job 0 is skipped, job 1 goes on, 2 and 3 are run."""
     straight = finished.rename(tmp_path / "straight")
     with monkeypatch.context() as patch:
@@ -126,7 +114,7 @@ def test_a_failed_job_is_recorded_and_the_others_run(cli):
     assert not (folder / "1" / "error.txt").exists()
 
 
-def test_a_job_that_failed_is_tried_again(cli, monkeypatch):
+def test_a_job_that_failed_is_tried_again(cli, monkeypatch, in_round):
     def fail():
         raise MemoryError("no room")
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import wandb
 
-from fedgh.federation import loop, offline
+from fedgh.federation import offline
 from fedgh.federation.recorder import read_csv
 
 TINY = [
@@ -100,17 +100,6 @@ def server(monkeypatch):
     wandb.teardown()
 
 
-def in_round(monkeypatch, number, action):
-    real, count = loop.run_round, iter(range(1, 1000))
-
-    def run_round(*arguments):
-        if next(count) == number:
-            action()
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "run_round", run_round)
-
-
 def check(answer, kind):
     """The run ended well, and its files hold every round; returns where ``wandb sync`` finds them."""
     assert answer.code == 0, answer.err
@@ -146,7 +135,7 @@ def test_a_server_that_does_not_answer(cli, server):
     assert f"recorded offline, to be sent later: wandb sync {folder}" in answer.out
 
 
-def test_a_server_that_goes_away_in_the_middle(cli, server, monkeypatch):
+def test_a_server_that_goes_away_in_the_middle(cli, server, monkeypatch, in_round):
     def vanish():
         server.shutdown()
         server.server_close()
@@ -157,14 +146,14 @@ def test_a_server_that_goes_away_in_the_middle(cli, server, monkeypatch):
     assert f"W&B has not taken all of this run; to be sent later: wandb sync {folder}" in answer.out
 
 
-def test_a_key_that_is_withdrawn_in_the_middle(cli, server, monkeypatch):
+def test_a_key_that_is_withdrawn_in_the_middle(cli, server, monkeypatch, in_round):
     in_round(monkeypatch, 3, lambda: setattr(server, "status", 401))
     answer = cli(*TINY, "logger.patience=5")
     folder = check(answer, "run")
     assert f"W&B has not taken all of this run; to be sent later: wandb sync {folder}" in answer.out
 
 
-def test_a_service_that_crashes_does_not_stop_the_run(cli, server, monkeypatch):
+def test_a_service_that_crashes_does_not_stop_the_run(cli, server, monkeypatch, in_round):
     """W&B sends from a process of its own; what it had not written is in metrics.csv alone."""
 
     psutil = pytest.importorskip("psutil")
