@@ -27,6 +27,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_seed
@@ -239,6 +240,7 @@ def build_federation(cfg: DictConfig) -> Federation:
     from fedgh.federation.round import Federation  # here: Lightning, which reports and messages do without
 
     quieten()
+    keep_freed_memory()
     algorithm, aggregator, sampler, server_optimizer, partitioner = (
         build(cfg[name]) for name in ("algorithm", "aggregator", "sampler", "server_optimizer", "partition")
     )

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 import torchvision
 from aggregation import aggregation, growth, memory
+from allocator import allocator
 from cell import cell
 from dashboards import dashboard
 from observatory import observatory
@@ -190,7 +191,20 @@ def machine(device: torch.device) -> str:
 
 
 OTHERS = (
-    *(fits, population, aggregation, growth, memory, observatory, augmentation, cell, startup, ray_workers, sweeps),
+    *(
+        fits,
+        population,
+        aggregation,
+        growth,
+        memory,
+        observatory,
+        augmentation,
+        allocator,
+        cell,
+        startup,
+        ray_workers,
+        sweeps,
+    ),
     dashboard,
 )
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {

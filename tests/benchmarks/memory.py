@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from fedgh.aggregator.fedgh import FedGH
+from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.types import Cohort
 from fedgh.core.updates import Block, UpdateMatrix
 from fedgh.federation.round import affordable
@@ -52,6 +53,7 @@ def _resident() -> int:
 
 def main() -> None:
     clients, params, dtype, stage = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3]), sys.argv[4]
+    keep_freed_memory()  # as every command does
     aggregate(updates_of(4, 1000, dtype), stage)  # whatever is loaded once
     before = _resident()
     updates = updates_of(clients, params, dtype)

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from fedgh.aggregator.mean import Mean
 from fedgh.algorithm.fedavg import FedAvg
+from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.flat import FlatModel
 from fedgh.dataset.augmentation import Augmentation
 from fedgh.dataset.base import ImageDataset
@@ -102,6 +103,7 @@ def build(
     device: torch.device,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Federation:
+    keep_freed_memory()  # as every command does; a bare loop or a peer in this process has it as well
     dataset = workload.dataset()
     owners = np.repeat(np.arange(workload.num_clients), workload.num_examples)
     labels, num_classes = dataset.train_labels.numpy(), workload.num_classes

@@ -152,7 +152,7 @@ def test_the_global_random_state_is_left_alone(make):
 
 @pytest.mark.parametrize("settings", [{"limit_train_batches": 1}, {"limit_train_batches": 2}])
 def test_a_trainer_that_cuts_clients_short_is_noticed(make, monkeypatch, settings):
-    monkeypatch.setattr(sequential, "LOCAL_STEPS", 1)  # one client a training step, as with clients of real size
+    monkeypatch.setattr(sequential, "IMAGES", 1)  # one client a training step, as with clients of real size
     federation = make.federation(trainer=make.trainer(**settings))
     message = r"round 0: clients \[0, 1, 2\] should have taken \[3, 3, 3\] local steps, but took .*limit_train_batches"
     with pytest.raises(TrainingError, match=message):
@@ -166,7 +166,7 @@ def test_a_trainer_that_skips_the_fit_is_noticed(make):
 
 
 def test_callbacks_of_the_trainer_run(make, monkeypatch):
-    monkeypatch.setattr(sequential, "LOCAL_STEPS", 1)
+    monkeypatch.setattr(sequential, "IMAGES", 1)
 
     class Count(pl.Callback):
         starts = batches = 0

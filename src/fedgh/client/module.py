@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,11 @@ class LocalWork:
 
 
 class Client(LocalTraining):
-    """Trains one client after the other: a training step plays a few of them, so that small ones do not pay for it."""
+    """Trains one client after the other: a training step plays a few of them, so that small ones do not pay for it.
+
+    The batches of a few are drawn before the first of them trains: one kind of work at a time keeps the caches warm, a
+    tenth of a round of small clients. A client that comes alone may be large, and draws as it goes.
+    """
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the local optimizer over the flat parameters."""
@@ -35,24 +39,25 @@ class Client(LocalTraining):
     def training_step(self, work: Sequence[LocalWork], index: int) -> None:  # noqa: ARG002
         """Train these clients, each from the global model, and write what they have learned into their rows."""
         optimizer = self.optimizers(use_pl_optimizer=False)
-        for client in work:
-            self._train(client, optimizer)
+        drawn = [client.batches if len(work) == 1 else list(client.batches) for client in work]
+        for client, batches in zip(work, drawn, strict=True):
+            self._train(client.row, batches, optimizer)
 
-    def _train(self, work: LocalWork, optimizer: Any) -> None:
+    def _train(self, row: int, batches: Iterable[tuple[Tensor, Tensor]], optimizer: Any) -> None:
         model, server = self.model, self._server
-        state = {name: tensor.to(model.device) for name, tensor in self._states[work.row].items()}
+        state = {name: tensor.to(model.device) for name, tensor in self._states[row].items()}
         model.load(server.params, server.buffers, server.counters)
-        model.seed(self._seeds[work.row])
+        model.seed(self._seeds[row])
         optimizer.state.clear()  # momentum does not survive a round: as good as a new optimizer
         total_loss, num_steps = torch.zeros((), device=model.device), 0
-        for batch in work.batches:
+        for batch in batches:
             model.zero_grad()
             loss = self.algorithm.local_loss(batch, model.forward, model.params, server.params, state)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total_loss += loss.detach()  # stays on the device: no synchronization inside a client's steps
             num_steps += 1
-        self._report(work.row, total_loss / num_steps, num_steps)
+        self._report(row, total_loss / num_steps, num_steps)
 
     @torch.no_grad()
     def _report(self, row: int, loss: Tensor, num_steps: int) -> None:

@@ -46,7 +46,7 @@ def client_batches(
     batches = client_rows(indices, batch_size, local_epochs, shuffle_generator, max_steps)
     for chunk in _chunks(batches, chunk_images or CHUNK_IMAGES):
         rows, sizes = torch.cat(chunk).to(dataset.train_images.device), [len(batch) for batch in chunk]
-        images, labels = dataset.train_images[rows], dataset.train_labels[rows]
+        images, labels = dataset.train_images.index_select(0, rows), dataset.train_labels.index_select(0, rows)
         if dataset.augmentation is not None and augment_generator is not None:
             images = dataset.augmentation(images, augment_generator)
         yield from zip(dataset.normalize(images).split_with_sizes(sizes), labels.split_with_sizes(sizes), strict=True)
@@ -79,7 +79,7 @@ def client_rows(
     sizes = _batch_sizes(len(indices), batch_size)
     while steps_left > 0:
         order = torch.from_numpy(shuffle_generator.permutation(len(indices))).to(indices.device)
-        yield from indices[order].split_with_sizes(sizes)[:steps_left]
+        yield from indices.index_select(0, order).split_with_sizes(sizes)[:steps_left]
         steps_left -= len(sizes)
 
 

@@ -125,7 +125,7 @@ class Executor(ABC):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield a client's local batches in a round; its own address, so the same whoever asks and when."""
         augmented = self.dataset.augmentation is not None
-        return client_batches(
+        yield from client_batches(
             self.dataset,
             self.client_indices[client_id],
             self.algorithm.batch_size,

@@ -104,7 +104,7 @@ class CohortExecutor(Executor):
             images, labels = (stack(list(tensors)) for tensors in zip(*batches, strict=True))
         else:
             rows = stack([rows for (rows,) in batches]).to(self.dataset.train_images.device, non_blocking=True)
-            images = self.dataset.normalize(self.dataset.train_images[rows.view(-1)])  # (clients B, C, H, W)
+            images = self.dataset.normalize(self.dataset.train_images.index_select(0, rows.view(-1)))
             images, labels = images.view(*rows.shape, *images.shape[1:]), self.dataset.train_labels[rows]
         if num_rows is not None:
             places_in_batch = torch.arange(labels.shape[1])

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.errors import ConfigurationError, FedGHError, TrainingError
 from fedgh.core.types import ClientState, CohortResult, ServerState
 from fedgh.dataset.base import ImageDataset
@@ -300,6 +301,7 @@ class Worker:
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
+        keep_freed_memory()
         torch.set_num_threads(setup["threads"])
         torch.set_default_dtype(setup["default_dtype"])
         torch.set_float32_matmul_precision(setup["matmul_precision"])

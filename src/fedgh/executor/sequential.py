@@ -9,8 +9,8 @@ from fedgh.client.module import Client, LocalWork
 from fedgh.core.types import ClientState
 from fedgh.executor.base import Executor
 
-LOCAL_STEPS = 64
-"""Local steps in a training step, at least, if there are as many: Lightning's own cost is spread over them."""
+IMAGES = 1024
+"""Images in a training step, about, if there are as many: Lightning's own cost is spread over them."""
 
 
 class SequentialExecutor(Executor):
@@ -35,11 +35,12 @@ class SequentialExecutor(Executor):
         work: list[LocalWork] = []
         held = 0
         for row in self.order(client_ids):
-            work.append(LocalWork(row, self.batches(client_ids[row], round_index)))
-            held += self.num_steps(client_ids[row])
-            if held >= LOCAL_STEPS:
+            images = self.algorithm.local_epochs * len(self.client_indices[client_ids[row]])
+            if work and held + images > IMAGES:
                 yield work
                 work, held = [], 0
+            work.append(LocalWork(row, self.batches(client_ids[row], round_index)))
+            held += images
         if work:
             yield work
 
