@@ -1,6 +1,6 @@
 """What keeping freed memory gains: rounds in processes with and without the setting, in turn.
 
-``allocator.py <workload> <0 or 1>`` prints the seconds of a round, the first not counted.
+``allocator.py '<sequential|bare|cell> <workload>' <0 or 1>`` prints the seconds of a round, the first not counted.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING
 import torch
 import workloads
 from cell import COLUMNS, training
-from workloads import WORKLOADS, build, rounds
+from workloads import WORKLOADS, BareLoop, build, rounds
+
+from fedgh.core.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from benchmark import Bench, Row
 
-MEASURED = {"W1": "a round of W1", "W2": "a round of W2"} | {
-    name: f"one client of {column.name}" for name, column in COLUMNS.items()
+MEASURED = {
+    **{f"{kind} {name}": f"a round of {name}, {kind}" for kind in ("sequential", "bare") for name in ("W1", "W2")},
+    **{f"cell {name}": f"a client of {column.name}" for name, column in COLUMNS.items()},
 }
 CPU = torch.device("cpu")
 
@@ -54,12 +57,16 @@ def seconds(name: str, keep: bool) -> float:
 
 
 def main() -> None:
-    name, keep = sys.argv[1:]
+    (kind, name), keep = sys.argv[1].split(), sys.argv[2]
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    if keep == "0":
-        workloads.keep_freed_memory = lambda: False
-    if name in WORKLOADS:
+    if keep == "1":
+        keep_freed_memory()
+    workloads.keep_freed_memory = lambda: False  # what building a federation would do
+    play: Callable[[], object]
+    if kind == "bare":
+        play = BareLoop(WORKLOADS[name], CPU)
+    elif kind == "sequential":
         play = rounds(build(WORKLOADS[name], "sequential", CPU))
     else:
         client = replace(COLUMNS[name], num_clients=1, clients_per_round=1)

@@ -36,6 +36,7 @@ from sweeps import sweeps
 from torchvision.transforms import v2
 from workloads import EXECUTORS, WORKLOADS, BareLoop, build, rounds
 
+from fedgh.core.allocator import keep_freed_memory
 from fedgh.dataset.augmentation import Augmentation
 from fedgh.federation.round import initial_state
 
@@ -229,6 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.figure and options.sections and "growth" not in options.sections:
         parser.error("--figure is drawn by the section growth, which is not among those asked for")
+    keep_freed_memory()  # as every command does; a bare loop has it as well
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     device = torch.device(options.device)

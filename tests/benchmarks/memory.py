@@ -8,7 +8,6 @@ and ``peak``, the largest resident memory less what was resident before the matr
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -47,18 +46,20 @@ def aggregate(updates: UpdateMatrix, stage: str) -> None:
         updates.combine(coefficients)
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def resident(what: str) -> int:
+    """Return bytes of ``VmRSS``, resident now, or ``VmHWM``, at most; ``ru_maxrss`` would begin with the parent's."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return 1024 * int(line.split()[1])
 
 
 def main() -> None:
     clients, params, dtype, stage = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3]), sys.argv[4]
     keep_freed_memory()  # as every command does
     aggregate(updates_of(4, 1000, dtype), stage)  # whatever is loaded once
-    before = _resident()
+    before = resident("VmRSS")
     updates = updates_of(clients, params, dtype)
     aggregate(updates, stage)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = resident("VmHWM") - before
     sys.stdout.write(json.dumps({"matrix": updates.rows.nbytes, "peak": peak}) + "\n")
 
 
