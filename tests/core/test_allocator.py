@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from fedgh.core import allocator
+
 FAULTS = """
 import resource, torch
 from fedgh.core.allocator import keep_freed_memory
@@ -31,8 +33,12 @@ def test_freed_memory_is_used_again():
     assert kept < without / 5
 
 
-def test_a_library_without_the_setting_is_left_alone(monkeypatch):
-    from fedgh.core import allocator
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_the_environment_has_the_last_word(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not allocator.keep_freed_memory()
 
+
+def test_a_library_without_the_setting_is_left_alone(monkeypatch):
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert not allocator.keep_freed_memory()
