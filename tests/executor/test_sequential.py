@@ -132,8 +132,9 @@ def test_the_order_of_clients_changes_no_bit(make, momentum):
     assert not torch.equal(straight.params, other.params)
 
 
-def test_the_cohort_of_others_does_not_change_a_client(make):
-    algorithm = make.algorithm(batch_size=4, local_epochs=2)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adagrad])  # the latter fills its state when built
+def test_the_cohort_of_others_does_not_change_a_client(make, optimizer):
+    algorithm = FedAvg(optimizer=partial(optimizer, lr=0.1), batch_size=4, local_epochs=2)
 
     def row(cohort):
         federation = make.federation(owners=UNEVEN, num_clients=4, module=make.normed(), algorithm=algorithm)

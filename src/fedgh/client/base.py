@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from fedgh.algorithm.base import Algorithm
 from fedgh.core.flat import FlatModel
@@ -47,9 +49,23 @@ class LocalTraining(pl.LightningModule, ABC):
         """Leave the work where it is: the data set already lives on the device."""
         return batch
 
-    @abstractmethod
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the local optimizer."""
+        """Build the local optimizer over :meth:`trained`."""
+        optimizer = self.algorithm.optimizer([self.trained()])
+        self._first_state = dict(optimizer.state)  # empty but for those that fill it where they are built
+        return optimizer
+
+    def fresh_optimizer(self) -> Any:
+        """Return the local optimizer, as good as new: momentum does not survive a round."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        optimizer.state.clear()
+        for parameter, state in self._first_state.items():
+            optimizer.state[parameter] = copy.deepcopy(state)
+        return optimizer
+
+    @abstractmethod
+    def trained(self) -> nn.Parameter:
+        """Return what the optimizer steps."""
 
     @abstractmethod
     def training_step(self, work: Any, index: int) -> None:

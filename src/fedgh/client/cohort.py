@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,20 +74,21 @@ class CohortClient(LocalTraining):
         self.width = width
         self._matrix = model.params.detach().new_empty(0, model.params.numel())
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the local optimizer over the stacked parameters of a group, which are kept from round to round."""
+    def trained(self) -> nn.Parameter:
+        """Return the stacked parameters of a group; their memory is kept from round to round."""
         size = min(self.width, len(self._result.client_ids))
         if len(self._matrix) < size:
             self._matrix = self._matrix.new_empty(size, self._matrix.shape[1])
-        return self.algorithm.optimizer([nn.Parameter(self._matrix)])
+        return nn.Parameter(self._matrix)
 
     def training_step(self, work: GroupWork, index: int) -> None:  # noqa: ARG002
         """Train a group from the global model and write what it has learned into its rows."""
         server, model, size = self._server, self.model, len(work.rows)
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        optimizer.state.clear()  # momentum does not survive a round: as good as a new optimizer
+        optimizer = self.fresh_optimizer()
         params: nn.Parameter = optimizer.param_groups[0]["params"][0]
-        params.data = self._matrix[:size].copy_(server.params)
+        params.data = self._matrix
+        _shorten(optimizer, params, size)
+        params.data.copy_(server.params)
         group = _Group(
             params=params,
             buffers=model.stack_buffers(server.buffers, server.counters, size),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedgh.client.base import LocalTraining
 
@@ -32,23 +31,21 @@ class Client(LocalTraining):
     tenth of a round of small clients. A client that comes alone may be large, and draws as it goes.
     """
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the local optimizer over the flat parameters."""
-        return self.algorithm.optimizer([self.model.params])
+    def trained(self) -> nn.Parameter:
+        """Return the flat parameters."""
+        return self.model.params
 
     def training_step(self, work: Sequence[LocalWork], index: int) -> None:  # noqa: ARG002
         """Train these clients, each from the global model, and write what they have learned into their rows."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
         drawn = [client.batches if len(work) == 1 else list(client.batches) for client in work]
         for client, batches in zip(work, drawn, strict=True):
-            self._train(client.row, batches, optimizer)
+            self._train(client.row, batches)
 
-    def _train(self, row: int, batches: Iterable[tuple[Tensor, Tensor]], optimizer: Any) -> None:
-        model, server = self.model, self._server
+    def _train(self, row: int, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        model, server, optimizer = self.model, self._server, self.fresh_optimizer()
         state = {name: tensor.to(model.device) for name, tensor in self._states[row].items()}
         model.load(server.params, server.buffers, server.counters)
         model.seed(self._seeds[row])
-        optimizer.state.clear()  # momentum does not survive a round: as good as a new optimizer
         total_loss, num_steps = torch.zeros((), device=model.device), 0
         for batch in batches:
             model.zero_grad()
