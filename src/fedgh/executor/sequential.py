@@ -10,7 +10,7 @@ from fedgh.core.types import ClientState
 from fedgh.executor.base import Executor
 
 IMAGES = 1024
-"""Images in a training step, about, if there are as many: Lightning's own cost is spread over them."""
+"""Images in a training step, at most, unless one client has more: Lightning's own cost is spread over them."""
 
 
 class SequentialExecutor(Executor):
