@@ -19,9 +19,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from torch import nn
 
-from fedgh import entry, evaluate, train
 from fedgh.aggregator.mean import Mean
 from fedgh.algorithm.fedavg import FedAvg
+from fedgh.cli import evaluate, train
+from fedgh.config import entry
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator
 from fedgh.dataset.base import ImageDataset

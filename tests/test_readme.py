@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedgh import config, reproduce
+from fedgh import config
+from fedgh.cli import paper as reproduce
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -66,7 +66,7 @@ class OptunaSweeper(Sweeper):
         Raises:
             ConfigurationError: If a setting or the space makes no sense, or the search to resume was in another space.
         """
-        from fedgh import search  # here: Hydra imports all its plugins whenever it starts
+        from fedgh.sweep import search  # here: Hydra imports all its plugins whenever it starts
 
         for name, number in (("n_trials", self.n_trials), ("n_jobs", self.n_jobs)):
             if not isinstance(number, int) or number < 1:
@@ -91,7 +91,7 @@ class OptunaSweeper(Sweeper):
 
     def run(self, study: Study, folder: Path, fixed: Sequence[str], numbers: Sequence[int]) -> list[JobReturn]:
         """Run trials that follow each other as jobs of the same numbers."""
-        from fedgh import search
+        from fedgh.sweep import search
 
         trials = study.get_trials(deepcopy=False)
         batch = [[*fixed, *(f"{key}={value}" for key, value in trials[n].params.items())] for n in numbers]

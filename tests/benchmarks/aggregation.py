@@ -17,7 +17,7 @@ from fedgh.aggregator.fedgh import FedGH
 from fedgh.aggregator.projection import random_orders
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
-from fedgh.federation.picture import COLOURS, GRID, INK, new_figure, plain, save_png
+from fedgh.plot.picture import COLOURS, GRID, INK, new_figure, plain, save_png
 
 if TYPE_CHECKING:
     from benchmark import Bench, Row

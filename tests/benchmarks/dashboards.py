@@ -27,7 +27,7 @@ def dashboard(bench: Any) -> Iterator[tuple[str, str, str]]:
     took = []
     with TemporaryDirectory() as folder:
         run, runs = Path(folder, "run"), Path(folder, "runs")
-        call("fedgh.train", *TINY, "aggregator=fedgh", f"hydra.run.dir={run}")
+        call("fedgh.cli.train", *TINY, "aggregator=fedgh", f"hydra.run.dir={run}")
         for number, (method, alpha, seed) in enumerate(product(METHODS, ALPHAS, SEEDS)):
             copy = Path(shutil.copytree(run, runs / f"{number}", ignore=shutil.ignore_patterns("checkpoints")))
             settings = yaml.safe_load((copy / "config.yaml").read_text())
@@ -35,7 +35,7 @@ def dashboard(bench: Any) -> Iterator[tuple[str, str, str]]:
             (copy / "config.yaml").write_text(yaml.safe_dump(settings))
         for _ in range(bench.pairs):
             started = time.perf_counter()
-            call("fedgh.dashboard", f"runs={runs}", f"hydra.run.dir={folder}/out")
+            call("fedgh.cli.dashboard", f"runs={runs}", f"hydra.run.dir={folder}/out")
             took.append(time.perf_counter() - started)
         size = Path(folder, "out", "dashboard.html").stat().st_size
         yield (

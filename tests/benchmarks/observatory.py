@@ -13,9 +13,9 @@ from workloads import TEST_IMAGES, WORKLOADS, build
 
 from fedgh import config
 from fedgh.federation.loop import Schedule, describe
-from fedgh.federation.picture import pixels
-from fedgh.federation.recorder import Row as Record
 from fedgh.federation.round import Federation, initial_state, run_round
+from fedgh.plot.picture import pixels
+from fedgh.tracking.recorder import Row as Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

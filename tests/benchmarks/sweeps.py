@@ -38,7 +38,7 @@ def sweep(folder: Path, jobs: int, *settings: str) -> float:
     command = [
         sys.executable,
         "-m",
-        "fedgh.train",
+        "fedgh.cli.train",
         "-m",
         *TINY,
         f"seed={seeds}",

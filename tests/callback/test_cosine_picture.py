@@ -7,7 +7,7 @@ import pytest
 
 from fedgh.callback.cosine_picture import CosinePicture
 from fedgh.core.errors import ConfigurationError
-from fedgh.federation.recorder import Row
+from fedgh.tracking.recorder import Row
 
 from .observed import golden_round
 

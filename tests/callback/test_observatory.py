@@ -8,9 +8,6 @@ import torch
 
 from fedgh.callback.observatory import Observatory
 from fedgh.core.errors import ConfigurationError, DataError
-from fedgh.federation.picture import pixels
-from fedgh.federation.recorder import Row
-from fedgh.federation.tables import count_projections, layer_history, read_rounds, read_rows, write_rows
 from fedgh.metric.conflict import (
     harmonization_metrics,
     harmonized_gram,
@@ -27,6 +24,9 @@ from fedgh.metric.observatory import (
     layer_grams,
     rank_correlation,
 )
+from fedgh.plot.picture import pixels
+from fedgh.storage.tables import count_projections, layer_history, read_rounds, read_rows, write_rows
+from fedgh.tracking.recorder import Row
 from tests.callback.observed import golden_round, replaced, run_rounds
 
 # Three updates in the plane; client 0 opposes client 1, client 2 is orthogonal to 1. GH on the pair (0, 1):

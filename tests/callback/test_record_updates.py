@@ -12,8 +12,8 @@ from fedgh import config
 from fedgh.callback.record_updates import RecordUpdates
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation.loop import Schedule, train
-from fedgh.federation.recording import read, read_gram
 from fedgh.federation.round import initial_state, run_round
+from fedgh.recording.updates import read, read_gram
 
 # Lightning against a newer PyTorch; our loaders need no workers
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
@@ -154,7 +154,7 @@ def test_a_disk_that_refuses_costs_the_recording_only(federation, start, tmp_pat
 def test_a_failed_write_leaves_no_half_a_file(federation, start, tmp_path, caplog, monkeypatch):
     from safetensors import SafetensorError
 
-    from fedgh.federation import recording
+    from fedgh.recording import updates as recording
 
     def full(tensors, path, metadata):
         Path(path).write_bytes(b"half")

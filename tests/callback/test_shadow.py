@@ -11,10 +11,10 @@ from fedgh import config
 from fedgh.aggregator.base import Aggregate, Aggregator
 from fedgh.aggregator.mean import Mean
 from fedgh.callback.shadow import Shadow
+from fedgh.config.rules import build_aggregators
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation.loop import Schedule, train
 from fedgh.federation.round import initial_state
-from fedgh.rules import build_aggregators
 
 # Lightning against a newer PyTorch; our loaders need no workers
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")

@@ -27,7 +27,7 @@ from fedgh.model.cnn2 import CNN2
 from fedgh.model.mlp import MLP
 from fedgh.model.mobilenet_v2 import MobileNetV2
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning's own, as `fedgh.entry.quieten` does
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning's own, as `fedgh.config.entry.quieten` does
 
 SIZES = (9, 4, 13, 1, 8, 6)
 """Examples per client at batch size 4: batches of 4 + 5, 4, 4 + 4 + 5, 1, 4 + 4, 4 + 2."""

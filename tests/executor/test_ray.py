@@ -26,10 +26,10 @@ from fedgh.dataset.augmentation import Augmentation
 from fedgh.executor import ray_cluster
 from fedgh.executor.ray import Raw, RayExecutor
 from fedgh.executor.sequential import SequentialExecutor
-from fedgh.federation import checkpoint as checkpoints
-from fedgh.federation.recorder import read_csv
 from fedgh.federation.round import initial_state, run_round
 from fedgh.model.cnn2 import CNN2
+from fedgh.storage import checkpoint as checkpoints
+from fedgh.tracking.recorder import read_csv
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning"),
@@ -365,7 +365,7 @@ def test_a_run_that_is_stopped_leaves_no_process_behind(marked, tmp_path, number
     pytest.importorskip("ray")
     run_dir = tmp_path / "run"
     run = [*RUN, *RAY, "num_rounds=100000", f"hydra.run.dir={run_dir}"]
-    process = marked.start(sys.executable, "-m", "fedgh.train", *run)
+    process = marked.start(sys.executable, "-m", "fedgh.cli.train", *run)
     wait_for(lambda: len(recorded(run_dir)) > 2, process)
     assert len(marked.alive()) > 3
     os.kill(process.pid, number)
@@ -392,7 +392,7 @@ def test_two_nodes_and_one_of_them_is_lost(cli, marked, tmp_path):
         wait_for(lambda: "runtime started" in (tmp_path / "1.log").read_text(), second)
         settings = [f"executor.address={address}", "executor.cpus_per_worker=1", "executor.num_workers=2"]
         process = marked.start(
-            sys.executable, "-m", "fedgh.train", *run, "executor=ray", *settings, f"hydra.run.dir={ours}"
+            sys.executable, "-m", "fedgh.cli.train", *run, "executor=ray", *settings, f"hydra.run.dir={ours}"
         )
         log = tmp_path / "2.log"
         wait_for(lambda: len(nodes_of(log)) == 2 and len(recorded(ours)) > 2, process)

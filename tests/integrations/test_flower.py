@@ -35,14 +35,14 @@ from fedgh.algorithm.fednova import FedNova
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
-from fedgh.federation import checkpoint as checkpoints
-from fedgh.federation.recorder import read_csv
 from fedgh.federation.round import initial_state, run_round
 from fedgh.integrations.flower import client, deployment, server
 from fedgh.integrations.flower.records import arrays_of
 from fedgh.integrations.flower.server import NodeExecutor
 from fedgh.integrations.flower.strategy import Harmonized
 from fedgh.server_optimizer.momentum import Momentum
+from fedgh.storage import checkpoint as checkpoints
+from fedgh.tracking.recorder import read_csv
 
 APP = Path(__file__).parents[2] / "examples" / "flower"
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 from omegaconf import OmegaConf
 
-from fedgh.federation.recorder import CsvTable
-from fedgh.federation.tables import write_rows
 from fedgh.paper.matrix import GROUPS, cells
 from fedgh.report.run import Run
+from fedgh.storage.tables import write_rows
+from fedgh.tracking.recorder import CsvTable
 
 KNOWN = {"commit": "abc123", "device": "cpu", "cpu": "Abacus", "threads": 1, "command": "fedgh-train made=up"}
 

@@ -1,4 +1,4 @@
-from fedgh.federation.picture import run_figure
+from fedgh.plot.picture import run_figure
 from fedgh.report.document import Document
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fedgh.federation.picture import COLOURS
+from fedgh.plot.picture import COLOURS
 from fedgh.report.groups import Groups, telling
 from tests.report.made import cell, make_run
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from fedgh import summarize
+from fedgh.cli import report as summarize
 from fedgh.core.errors import ConfigurationError, DataError
-from fedgh.federation.recorder import CsvTable
-from fedgh.federation.tables import write_rows
 from fedgh.partition.base import Partition
 from fedgh.report.page import write_page
 from fedgh.report.run import open_run
+from fedgh.storage.tables import write_rows
+from fedgh.tracking.recorder import CsvTable
 
 PICTURES = {"rounds", "partition", "sorted_cosines", "cosine_history", "layers", "cosine_matrix", "projections", "harm"}
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from fedgh import summarize
-from fedgh.federation.tables import write_rows
+from fedgh.cli import report as summarize
 from fedgh.paper.matrix import cells
 from fedgh.report.cells import MISSING, MIXED, results
 from fedgh.report.paper import grid, long_form, size_note
 from fedgh.report.runs import gather
 from fedgh.report.write import write_report
+from fedgh.storage.tables import write_rows
 from tests.report.made import cell, make_run, write_run
 
 ROOT = Path(__file__).parents[2]

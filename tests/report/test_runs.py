@@ -9,8 +9,8 @@ import pytest
 from fedgh.core.errors import DataError
 from fedgh.report.run import Run
 from fedgh.report.runs import find_runs, gather
-from tests.federation.test_offline import encode
 from tests.report.made import cell, make_run, settings_of, write_run
+from tests.tracking.test_offline import encode
 
 FEDAVG, FEDGH = cell("table1", "cifar10_a0.1_k20"), cell("table1", "cifar10_a0.1_k20", aggregator="fedgh")
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import ServerState
-from fedgh.federation.picture import cosine_figure
-from fedgh.federation.recorder import Row
 from fedgh.federation.round import Federation, Round
 from fedgh.metric.conflict import cosine_matrix
 from fedgh.metric.observatory import label_order, label_shares
+from fedgh.plot.picture import cosine_figure
+from fedgh.tracking.recorder import Row
 
 
 @dataclass(frozen=True)

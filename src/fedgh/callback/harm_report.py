@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import ServerState
-from fedgh.federation.recorder import Row
 from fedgh.federation.round import Federation, Round
-from fedgh.federation.tables import write_rows
+from fedgh.storage.tables import write_rows
+from fedgh.tracking.recorder import Row
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,7 @@ from torch import Tensor
 from fedgh.aggregator.base import Aggregate
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import ServerState
-from fedgh.federation.picture import layer_figure, projection_figure, sorted_cosines_figure
-from fedgh.federation.recorder import Row
 from fedgh.federation.round import Federation, Round
-from fedgh.federation.tables import count_projections, layer_history, write_rows
 from fedgh.metric import observatory as measure
 from fedgh.metric.conflict import (
     cosine_matrix,
@@ -36,6 +33,9 @@ from fedgh.metric.conflict import (
     projections,
     tail_metrics,
 )
+from fedgh.plot.picture import layer_figure, projection_figure, sorted_cosines_figure
+from fedgh.storage.tables import count_projections, layer_history, write_rows
+from fedgh.tracking.recorder import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,9 +13,9 @@ from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.federation.loop import Schedule
-from fedgh.federation.recorder import Row
-from fedgh.federation.recording import DTYPES, FOLDER, narrower, recording_of, write
 from fedgh.federation.round import Federation, Round, affordable
+from fedgh.recording.updates import DTYPES, FOLDER, narrower, recording_of, write
+from fedgh.tracking.recorder import Row
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.types import Cohort, ServerState
 from fedgh.federation.evaluation import evaluate
-from fedgh.federation.family import geometry
-from fedgh.federation.recorder import Row
 from fedgh.federation.round import Federation, Round, move
+from fedgh.recording.family import geometry
+from fedgh.tracking.recorder import Row
 
 log = logging.getLogger(__name__)
 

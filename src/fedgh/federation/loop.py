@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from fedgh.core.types import ServerState
 from fedgh.federation.evaluation import evaluate
-from fedgh.federation.recorder import Recorder, Row
 from fedgh.federation.round import Federation, Round, run_round
 from fedgh.metric.conflict import (
     conflict_metrics,
@@ -25,6 +24,7 @@ from fedgh.metric.conflict import (
     matching_gram,
     pairwise_cosines,
 )
+from fedgh.tracking.recorder import Recorder, Row
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
-from fedgh.federation.tables import layer_history, read_rounds, read_rows
 from fedgh.report import chart
 from fedgh.report.chart import HeatMap, Line, heat_map, limits, line_chart
 from fedgh.report.document import Document
 from fedgh.report.groups import Group, Groups
 from fedgh.report.page import BINS
 from fedgh.report.run import Run, aligned
+from fedgh.storage.tables import layer_history, read_rounds, read_rows
 
 MOST_PICTURES = 24  # heat maps of a kind
 MOST_ROUNDS = 60  # columns of one, evenly spaced over the rounds

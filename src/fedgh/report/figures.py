@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedgh.federation.picture import BLUE, COLOURS, FAINT, GRID, INK, TITLE, new_figure, plain
+from fedgh.plot.picture import BLUE, COLOURS, FAINT, GRID, INK, TITLE, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

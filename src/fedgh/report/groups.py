@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedgh.federation.picture import COLOURS
+from fedgh.plot.picture import COLOURS
 from fedgh.report.chart import DASHES
 from fedgh.report.paper import NAMES
 from fedgh.report.run import Run

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedgh.core.errors import FedGHError
-from fedgh.federation import picture
-from fedgh.federation.tables import count_projections, layer_history, read_rounds, read_rows
 from fedgh.metric.observatory import label_entropy, label_order, label_shares
 from fedgh.partition.base import Partition
+from fedgh.plot import picture
 from fedgh.report.document import Document
 from fedgh.report.run import Run, flatten, open_run
 from fedgh.report.style import whole_page
 from fedgh.report.table import short
+from fedgh.storage.tables import count_projections, layer_history, read_rounds, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

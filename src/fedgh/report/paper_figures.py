@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
-from fedgh.federation.tables import read_rounds, read_rows
 from fedgh.report.cells import Result
 from fedgh.report.cost import reach
 from fedgh.report.figures import Curve, conflict_figure, curves_figure, gains_figure
 from fedgh.report.paper import NAMES, as_published, column_name, published_gain, row_name, split_name
 from fedgh.report.run import Run, aligned
+from fedgh.storage.tables import read_rounds, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
-from fedgh.federation.csv_table import read_csv
+from fedgh.storage.csv_table import read_csv
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 IGNORED = (

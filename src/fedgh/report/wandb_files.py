@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedgh.core.errors import DataError
-from fedgh.federation import offline
 from fedgh.report.run import Run, check_settings, flatten
+from fedgh.tracking import offline
 
 CLOSING = ("rounds", "final/acc", "last10/acc_mean", "last10/acc_best", "final/conflict_ratio", "mean/conflict_ratio")
 """Numbers of ``summary.json``, which W&B keeps as the run's summary."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fedgh.federation.picture import run_figure
 from fedgh.paper.matrix import places
+from fedgh.plot.picture import run_figure
 from fedgh.report import paper_figures
 from fedgh.report.cells import Result, begun, results
 from fedgh.report.cost import cost_line

@@ -25,15 +25,15 @@ from fedgh import config
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.types import CohortResult, ServerState
 from fedgh.executor.base import Executor
-from fedgh.federation import checkpoint as checkpoints
-from fedgh.federation.checkpoint import Checkpoint
 from fedgh.federation.loop import Preparing, Remembering, describe
-from fedgh.federation.provenance import check_writable, provenance
-from fedgh.federation.recorder import Recorder
 from fedgh.federation.round import Federation, initial_state, run_round
 from fedgh.integrations.flower.deployment import build, compose
 from fedgh.integrations.flower.records import PARTITION_ID, Layout, arrays_of, gather, metrics_in
 from fedgh.metric.summary import closing_numbers
+from fedgh.storage import checkpoint as checkpoints
+from fedgh.storage.checkpoint import Checkpoint
+from fedgh.storage.provenance import check_writable, provenance
+from fedgh.tracking.recorder import Recorder
 
 log = logging.getLogger("flwr")  # what it says is shown by ``flwr run --stream``
 

@@ -1,0 +1,240 @@
+"""Train a federation: ``fedgh-train key=value group=choice ...``; reads from top to bottom as a recipe."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from fedgh import config
+from fedgh.config.entry import in_sweep, launch
+from fedgh.core.errors import CheckpointError, ConfigurationError
+from fedgh.core.types import ServerState
+from fedgh.federation.loop import Preparing, Remembering, train
+from fedgh.federation.round import Federation, initial_state, to_device
+from fedgh.metric.summary import closing_numbers
+from fedgh.plot import picture
+from fedgh.storage import checkpoint as checkpoints
+from fedgh.storage.checkpoint import Checkpoint
+from fedgh.storage.claim import claim
+from fedgh.storage.provenance import check_writable, provenance
+from fedgh.sweep import multirun as sweep
+from fedgh.sweep import search
+from fedgh.sweep.job import run_job
+from fedgh.tracking.recorder import Recorder, read_csv
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point of ``fedgh-train``."""
+    with sweep.tables():
+        launch(run, "train")
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Run, or go on with, one federation.
+
+    Returns:
+        Final test accuracy, for sweeps that search; None if the run was stopped before an evaluation, or failed in a
+        sweep.
+    """
+    if in_sweep():
+        return run_job(cfg, start)
+    return resume(cfg) if cfg.resume else start(config.resolve(cfg))
+
+
+def start(cfg: DictConfig, again: bool = False) -> float | None:
+    """Run one federation in a directory that no other process writes to.
+
+    Args:
+        cfg: The run's resolved config.
+        again: Whether to go on from the checkpoint in the run's directory, with the config kept there.
+    """
+    with claim(Path(cfg.paths.output_dir), "wait until it has ended"):
+        return federate(*reopen(Path(cfg.paths.output_dir))) if again else federate(cfg)
+
+
+def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | None = None) -> float | None:
+    """Run one federation from its beginning, or from a checkpoint read from a path, to its end."""
+    run_dir = Path(cfg.paths.output_dir)
+    config.validate(cfg)
+    check_writable(run_dir)
+    name, group = name_run(cfg)
+    schedule, callbacks = config.build_schedule(cfg), [*config.build_callbacks(cfg), *search.reporting()]
+    remembering = [callback for callback in callbacks if isinstance(callback, Remembering)]
+
+    federation = config.build_federation(cfg)
+    stamp = Checkpoint(
+        server=initial_state(federation.model),
+        config=OmegaConf.to_yaml(cfg),
+        wandb_id=resumed.wandb_id if resumed else config.new_wandb_id(),
+        layout=checkpoints.layout_of(federation.model),
+        dataset=federation.dataset.fingerprint,
+        partition=federation.partition.hash,
+    )
+    if resumed and path:
+        checkpoints.check_fits(resumed, path, stamp.layout, stamp.dataset, stamp.partition)
+        stamp = replace(stamp, server=to_device(resumed.server, federation.model.device))
+        for callback in remembering:
+            callback.recall(resumed.callbacks.get(type(callback).__name__, {}))
+    for callback in callbacks:
+        if isinstance(callback, Preparing):
+            callback.prepare(federation, schedule, stamp.server)
+    federation.executor.open()
+    introduce(cfg, federation, run_dir)
+
+    loggers = config.build_loggers(cfg, run_dir, stamp.wandb_id, name, group)
+    recorder = Recorder(run_dir, loggers, first_round=stamp.server.round_index + 1)
+    figure = picture.partition_figure(federation.partition.class_counts)
+    picture.save_png(figure, run_dir / "partition.png")
+    recorder.picture("partition", figure)
+
+    def save(server: ServerState) -> Path:
+        memory = {type(callback).__name__: callback.memory() for callback in remembering}
+        now = replace(stamp, server=server, callbacks=memory)
+        return checkpoints.save(now, run_dir / "checkpoints", cfg.checkpoint.keep)
+
+    if not resumed:
+        save(stamp.server)  # so that a run killed in its first round can be resumed, too
+    status, summary = "failed", dict[str, float]()
+    try:
+        server, signal_number = train(federation, stamp.server, schedule, recorder, save, callbacks)
+        status = "success" if not signal_number else "failed"
+        summary = summarize(run_dir, server.round_index, f"{cfg.name}, seed {cfg.seed}")
+        if cfg.checkpoint.artifact and not signal_number:
+            recorder.artifact(newest(run_dir))
+    finally:
+        federation.executor.close()
+        recorder.close(status, summary if status == "success" else None)
+    farewell(run_dir, server.round_index, cfg.num_rounds, summary)
+    if signal_number:
+        sys.exit(128 + signal_number)
+    return summary.get("final/acc")
+
+
+def resume(cfg: DictConfig) -> float | None:
+    """Go on with the run that ``resume`` names; the only setting that may be given anew is ``num_rounds``.
+
+    Raises:
+        CheckpointError: If there is no such run.
+        ConfigurationError: If other settings are given beside ``resume``.
+    """
+    run_dir = Path(cfg.resume)
+    if not run_dir.is_dir():
+        raise CheckpointError(f"resume={cfg.resume} is not a directory; expected a run such as logs/train/runs/<time>")
+    given = [o for o in HydraConfig.get().overrides.task if not o.startswith(("resume=", "num_rounds="))]
+    if given:
+        raise ConfigurationError(
+            f"a resumed run keeps its own config, but {', '.join(given)} was given too; leave it out, or start a new "
+            "run without resume=... (only num_rounds may change)"
+        )
+    longer = any(o.startswith("num_rounds=") for o in HydraConfig.get().overrides.task)
+    with claim(run_dir, "wait until it has ended"):
+        return federate(*reopen(run_dir, cfg.num_rounds if longer else None))
+
+
+def reopen(run_dir: Path, num_rounds: int | None = None) -> tuple[DictConfig, Checkpoint, Path]:
+    """Return the config that a run was started with, its newest readable checkpoint, and where that is.
+
+    Args:
+        run_dir: Of the run.
+        num_rounds: In place of the run's own.
+
+    Raises:
+        CheckpointError: If there is no checkpoint.
+        ConfigurationError: If the run has finished more rounds than that.
+    """
+    saved, path = checkpoints.load_newest(run_dir / "checkpoints")
+    stored = config.parse(saved.config)
+    if stored.paths.output_dir != str(run_dir):  # the run was moved, or is named from another folder
+        stored = config.parse(saved.config.replace(stored.paths.output_dir, str(run_dir)))
+    if num_rounds is not None:
+        stored.num_rounds = num_rounds
+    if stored.num_rounds < saved.server.round_index:
+        raise ConfigurationError(
+            f"num_rounds={stored.num_rounds} is below the {saved.server.round_index} rounds that {run_dir} has finished"
+        )
+    log.info("resuming %s after round %d", run_dir, saved.server.round_index)
+    return stored, saved, path
+
+
+def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
+    """Write what a reader of the run needs, and print the partition's card."""
+    OmegaConf.save(cfg, run_dir / "config.yaml")
+    (run_dir / "provenance.json").write_text(json.dumps(provenance(federation.model.device), indent=2) + "\n")
+    federation.partition.save(run_dir / "partition.npz")
+    dataset = federation.dataset
+    sys.stdout.write(
+        f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
+        f"{dataset.num_classes} classes; {type(federation.model.module).__name__} with "
+        f"{federation.model.params.numel():,} parameters on {federation.model.device}\n{federation.partition.card()}\n"
+        f"if it is stopped     fedgh-train resume={run_dir}\n"
+    )
+
+
+def name_run(cfg: DictConfig) -> tuple[str, str | None]:
+    """Return name and group of the W&B run: a sweep's overrides and directory, or what the config says.
+
+    The config keeps them, so that a job of a sweep has them still when it is resumed alone.
+    """
+    name, group = f"{cfg.name}, seed {cfg.seed}", None
+    if in_sweep():
+        hydra = HydraConfig.get()
+        name, group = hydra.job.override_dirname or f"job {hydra.job.num}", Path(hydra.sweep.dir).name
+    elif config.in_wandb_sweep() and HydraConfig.initialized():
+        name = HydraConfig.get().job.override_dirname or name
+    if "wandb" in cfg.logger:
+        cfg.logger.wandb.name = cfg.logger.wandb.name or name
+        cfg.logger.wandb.group = cfg.logger.wandb.group or group
+    return name, group
+
+
+def summarize(run_dir: Path, finished: int, name: str) -> dict[str, float]:
+    """Return and write the run's closing numbers; draw its curves."""
+    rows = read_csv(run_dir / "metrics.csv") if (run_dir / "metrics.csv").exists() else []
+    summary: dict[str, float] = {"rounds": finished} | closing_numbers(rows)
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    curves = {
+        "round": [row["round"] for row in rows],
+        "accuracy": [row.get("global/test/acc", float("nan")) for row in rows],
+        "conflict_ratio": [row.get("conflict/ratio", float("nan")) for row in rows],
+    }
+    picture.save_png(picture.run_figure({name: curves}), run_dir / "run.png")
+    return summary
+
+
+def farewell(run_dir: Path, finished: int, num_rounds: int, summary: dict[str, float]) -> None:
+    """Print the summary, where everything is, and the commands that come next."""
+    lines = [""]
+    if "final/acc" in summary:
+        lines += [
+            f"accuracy        {summary['final/acc']:.2%} final, {summary['last10/acc_best']:.2%} best of the last 10"
+        ]
+    if "final/conflict_ratio" in summary:
+        lines += [
+            f"conflict ratio  {summary['final/conflict_ratio']:.1%} final, "
+            f"{summary['mean/conflict_ratio']:.1%} mean over the rounds"
+        ]
+    lines += [f"rounds          {finished} of {num_rounds}", f"written to      {run_dir}"]
+    if finished:
+        lines += [f"evaluate        fedgh-evaluate checkpoint={newest(run_dir)}"]
+    if finished < num_rounds:
+        lines += [f"resume          fedgh-train resume={run_dir}"]
+    else:
+        lines += [f"go on           fedgh-train resume={run_dir} num_rounds={2 * num_rounds}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def newest(run_dir: Path) -> Path:
+    """Return the newest checkpoint file of a run."""
+    return max((run_dir / "checkpoints").glob(checkpoints.PATTERN))
+
+
+if __name__ == "__main__":
+    main()

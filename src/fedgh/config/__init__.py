@@ -1,0 +1,39 @@
+"""From what a user types to the parts of a federation; the only room besides the commands that knows Hydra."""
+
+from fedgh.config.build import (
+    CONFIG_DIR,
+    build,
+    build_callbacks,
+    build_federation,
+    build_loggers,
+    build_schedule,
+    compose,
+    composer,
+    did_you_mean,
+    in_wandb_sweep,
+    new_wandb_id,
+    parse,
+    quieten,
+    resolve,
+    validate,
+    wandb_mode,
+)
+
+__all__ = [
+    "CONFIG_DIR",
+    "build",
+    "build_callbacks",
+    "build_federation",
+    "build_loggers",
+    "build_schedule",
+    "compose",
+    "composer",
+    "did_you_mean",
+    "in_wandb_sweep",
+    "new_wandb_id",
+    "parse",
+    "quieten",
+    "resolve",
+    "validate",
+    "wandb_mode",
+]

@@ -1,0 +1,291 @@
+"""Sweeps, ``fedgh-train -m ...``: a directory that is this sweep's own, resumed on request, and tables at the end.
+
+A sweep's directory holds ``sweep.json`` (what was asked), ``.jobs/<number>.json`` (what became of each job), the jobs'
+own directories, and from the end on ``jobs.csv`` and ``seeds.csv``. What happens inside a job is in
+:mod:`fedgh.sweep.job`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shlex
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fedgh import config
+from fedgh.config.entry import give_up
+from fedgh.core.errors import ConfigurationError, FedGHError
+from fedgh.report.seeds import jobs_table, read_jobs, seeds_table, text_of, write_csv
+from fedgh.storage.claim import claim
+from fedgh.sweep import job as sweep_job
+from fedgh.sweep import search
+
+log = logging.getLogger(__name__)
+
+RECORD = "sweep.json"
+NEEDED = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "ray": ("ray", "ray"),
+    "optuna": ("optuna", "search"),
+}
+"""What choices of ``hydra/launcher`` and ``hydra/sweeper`` import, and the extra that brings it."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep that this process leads.
+
+    Attributes:
+        folder: Its directory.
+        overrides: What was typed, without ``sweep.`` and ``hydra``.
+        hydra: What was typed for Hydra: launcher, sweeper, directory.
+        total: Jobs that it will have; None if its sweeper decides as it goes.
+        wandb_id: Of the W&B run with the table over seeds.
+        config: As composed before the jobs' own overrides.
+        held: Its lock.
+    """
+
+    folder: Path
+    overrides: list[str]
+    hydra: list[str]
+    total: int | None
+    wandb_id: str
+    config: DictConfig
+    held: ExitStack
+
+
+_led: list[Sweep] = []
+
+
+class Lead(Callback):
+    """Hydra calls this when a sweep begins, see ``configs/hydra/callbacks/sweep.yaml``."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        """Find, check and claim the sweep's directory; ends the process if that is refused."""
+        try:
+            _led.append(begin(config))
+            sweep_job.leader = os.getpid()
+        except FedGHError as error:
+            give_up(str(error))
+        except Exception:  # Hydra would turn it into a warning and go on
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def begin(cfg: DictConfig) -> Sweep:
+    """Make a sweep's directory this process's own.
+
+    Args:
+        cfg: The sweep's config with ``hydra``; is told the directory if an earlier sweep is resumed.
+
+    Raises:
+        ConfigurationError: If the directory is in use or holds another sweep, or if there is none to resume.
+    """
+    check_plugins(cfg)
+    overrides = [str(o) for o in cfg.hydra.overrides.task if not str(o).startswith("sweep.")]
+    hydra = [str(o) for o in cfg.hydra.overrides.hydra if not str(o).startswith("hydra.mode=")]
+    if any(o.startswith("resume=") for o in overrides):
+        raise ConfigurationError("resume=<directory> goes on with one run; for a sweep type sweep.resume=true")
+    if config.in_wandb_sweep():
+        raise ConfigurationError(
+            "an agent of a W&B sweep has started this, and its jobs would all write into one W&B run; leave out -m"
+        )
+    if cfg.sweep.resume:
+        folder = find(cfg, overrides)
+        with open_dict(cfg):
+            cfg.hydra.sweep.dir = str(folder)
+        cfg.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")  # from there the jobs have it
+    folder = Path(cfg.hydra.sweep.dir)
+    held = ExitStack()
+    held.enter_context(claim(folder, "wait for it, or choose another directory: hydra.sweep.dir=<folder>"))
+    record = folder / RECORD
+    if not record.exists():
+        asked = {"overrides": overrides, "hydra": hydra, "wandb_id": secrets.token_hex(4)}
+        record.write_text(json.dumps(asked, indent=2) + "\n")
+    elif not cfg.sweep.resume:
+        raise ConfigurationError(
+            f"{folder} holds a sweep already; go on with it by sweep.resume=true, or choose another directory: "
+            "hydra.sweep.dir=<folder>"
+        )
+    content = json.loads(record.read_text())
+    if content["overrides"] != overrides:
+        raise ConfigurationError(f"{folder} holds another sweep: {difference(content, overrides)}")
+    return Sweep(folder, overrides, hydra, count(cfg, overrides), content["wandb_id"], cfg, held)
+
+
+def find(cfg: Any, overrides: Sequence[str]) -> Path:
+    """Return the directory of the sweep to resume: the one named, or the newest that was started with the same words.
+
+    Raises:
+        ConfigurationError: If there is none; with what sets the newest apart.
+    """
+    named = cfg.sweep.resume is not True
+    if named or any(str(o).startswith("hydra.sweep.dir=") for o in cfg.hydra.overrides.hydra):
+        folder = Path(cfg.sweep.resume if named else cfg.hydra.sweep.dir)
+        if not (folder / RECORD).is_file():
+            raise ConfigurationError(
+                f"{folder} is not a sweep: it has no {RECORD}; expected a directory such as "
+                "logs/train/multiruns/<time>, or sweep.resume=true for the newest of this command"
+            )
+        return folder
+    folder = Path(cfg.paths.log_dir, cfg.task_name, "multiruns")
+    known = {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RECORD}"))}
+    same = [path for path, stored in known.items() if stored["overrides"] == list(overrides)]
+    if same:
+        return same[-1]
+    if not known:
+        raise ConfigurationError(f"there is no sweep in {folder} to resume; leave out sweep.resume=true to start one")
+    newest, stored = list(known.items())[-1]
+    told = difference(stored, overrides)
+    raise ConfigurationError(f"no sweep in {folder} was started with these settings. The newest, {newest.name}: {told}")
+
+
+def difference(stored: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """Return what sets a recorded sweep apart from another one, and what to do about it."""
+    before = stored["overrides"]
+    parts = [f"started with {o}" for o in before if o not in overrides]
+    parts += [f"now {o}" for o in overrides if o not in before]
+    return (
+        f"{', '.join(parts) or 'the same settings in another order'}. Repeat the command it was started with, "
+        f"`{command([*stored.get('hydra', []), *before])} sweep.resume=true`, or start a new sweep without sweep.resume"
+    )
+
+
+def command(overrides: Sequence[str]) -> str:
+    """Return what to type for a sweep, as a shell takes it."""
+    return shlex.join(["fedgh-train", "-m", *overrides])
+
+
+def quoted(value: object) -> str:
+    """Return a value that Hydra's grammar reads as that text."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def check_plugins(cfg: DictConfig) -> None:
+    """Refuse a launcher or sweeper whose package is missing.
+
+    Raises:
+        ConfigurationError: Naming the extra to install.
+    """
+    for part in ("launcher", "sweeper"):
+        choice = str(cfg.hydra.runtime.choices[f"hydra/{part}"])
+        package, extra = NEEDED.get(choice, ("hydra", ""))
+        if not installed(package):
+            raise ConfigurationError(
+                f"hydra/{part}={choice} needs {package.rpartition('.')[2]}, which is not installed; type "
+                f'pip install "fedgh[{extra}]"'
+            )
+
+
+def installed(package: str) -> bool:
+    """Tell whether a module could be imported, without importing it."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # nor is what contains it
+        return False
+
+
+def count(cfg: DictConfig, overrides: Sequence[str]) -> int | None:
+    """Return how many jobs a sweep has, or None if its sweeper decides as it goes.
+
+    Raises:
+        ConfigurationError: If it holds an interval, and its sweeper does not search.
+    """
+    if search.is_search(cfg.hydra):
+        number = cfg.hydra.sweeper.n_trials
+        return number if isinstance(number, int) else None
+    if cfg.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return None
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *overrides])
+    for override in parsed:
+        if override.is_interval_sweep():
+            raise ConfigurationError(f"{override.input_line} can be searched, not listed; type hydra/sweeper=optuna")
+    return len(BasicSweeper.split_arguments(parsed, None)[0])
+
+
+@contextmanager
+def tables() -> Iterator[None]:
+    """Write and show the tables of the sweep that this process led inside the context, whatever ended it.
+
+    The process ends with status 1 if a job failed, 130 if somebody pressed Ctrl-C.
+    """
+    code = 0
+    try:
+        yield
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:
+        if not _led:
+            raise
+        traceback.print_exc()  # a launcher's; those of jobs do not come here
+        code = 1
+    finally:
+        finished = end(_led.pop()) if _led else True
+        sweep_job.leader = None
+    if code or not finished:
+        sys.exit(code or 1)
+
+
+def end(sweep: Sweep) -> bool:
+    """Write and show the tables of a sweep, and let go of its directory.
+
+    Returns:
+        Whether all its jobs are finished.
+    """
+    with sweep.held:
+        jobs = read_jobs(sweep.folder)
+        if not jobs:
+            return False
+        seeds = seeds_table(jobs)
+        write_csv(jobs_table(jobs), sweep.folder / "jobs.csv")
+        write_csv(seeds, sweep.folder / "seeds.csv")
+        try:
+            send(sweep, seeds)
+        except Exception as error:  # a dashboard that is out of reach must not cost the result
+            log.warning("W&B did not take the table over seeds: %s", error)
+        counts = Counter("unfinished" if job.status == "running" else job.status for job in jobs)
+        if sweep.total is not None and sweep.total > len(jobs):
+            counts["not begun"] = sweep.total - len(jobs)
+        total, ended = sum(counts.values()), counts["finished"] + counts["pruned"]
+        lines = ["", text_of(seeds), "", ", ".join(f"{number} {status}" for status, number in counts.items())]
+        lines += [f"job {job.number} failed: {job.error}" for job in jobs if job.status == "failed"]
+        if searched := search.is_search(sweep.config.hydra):
+            lines += search.result(sweep.folder)
+        lines += [f"written to      {sweep.folder}", f"tables, curves  fedgh-report runs={sweep.folder}"]
+        if ended + searched * counts["failed"] < total:  # a search goes on without its failed trials
+            lines += [f"go on           {command([*sweep.hydra, *sweep.overrides])} sweep.resume=true"]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return ended == total
+
+
+def send(sweep: Sweep, table: Sequence[Mapping[str, Any]]) -> None:
+    """Show the table over seeds in W&B, as one more run in the sweep's group, if the sweep's runs are there."""
+    if "wandb" not in sweep.config.logger:
+        return
+    only = {key: sweep.config.logger[key] for key in ("mode", "patience", "wandb")}
+    cfg = config.resolve(OmegaConf.create({"logger": only, "tags": sweep.config.tags, "sweep": sweep.overrides}))
+    group = sweep.folder.name
+    for logger in config.build_loggers(cfg, sweep.folder, sweep.wandb_id, f"{group} over seeds", group):
+        import wandb
+
+        rows = [list(line.values()) for line in table]
+        logger.experiment.log({"seeds": wandb.Table(columns=[*table[0]], data=rows)})
+        logger.experiment.finish()

@@ -1,0 +1,197 @@
+"""Where a run's numbers go: a CSV always, W&B and TensorBoard as configured, each round once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from fedgh.plot.picture import pixels
+from fedgh.storage.csv_table import CsvTable
+from fedgh.storage.csv_table import read_csv as read_csv
+from fedgh.tracking import offline
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Row:
+    """What one round has to tell.
+
+    Attributes:
+        round: Rounds finished, from 1; the axis of everything.
+        metrics: Numbers by public name.
+        histograms: Values whose distribution is of interest, by name.
+        figures: What makes a matplotlib figure, by name; drawn only where a logger takes pictures.
+        tables: Columns by table name, for W&B.
+    """
+
+    round: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    figures: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    tables: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Recorder:
+    """Sends every round's row to all destinations.
+
+    Args:
+        run_dir: The run's directory.
+        loggers: Lightning loggers.
+        first_round: First round that is going to be recorded; later than 1 in a resumed run.
+    """
+
+    def __init__(self, run_dir: Path, loggers: Sequence[Logger], first_round: int = 1) -> None:
+        self.table = CsvTable(run_dir / "metrics.csv", first_round)
+        self.loggers = list(loggers)
+        self._wandb_from = first_round
+        for logger in self.wandb_loggers:
+            run = logger.experiment
+            run.define_metric("round")
+            run.define_metric("*", step_metric="round")
+            sent = max(offline.last_round(run_dir, str(run.id)), run.step - 1 if run.resumed else -1)
+            self._wandb_from = max(self._wandb_from, sent + 1)
+            for row in self.table.rows:  # what a killed process had handed to W&B, but W&B not yet written
+                if sent < row["round"] < first_round:
+                    run.log(_wandb_row(_restored(row, run_dir), {}), step=int(row["round"]))
+
+    @property
+    def wandb_loggers(self) -> list[WandbLogger]:
+        """Return the W&B loggers, usually none or one."""
+        return [logger for logger in self.loggers if isinstance(logger, WandbLogger)]
+
+    @property
+    def wandb_id(self) -> str:
+        """Return the id of the W&B run, or an empty string."""
+        return next((str(logger.experiment.id) for logger in self.wandb_loggers), "")
+
+    def record(self, row: Row) -> None:
+        """Write one round everywhere; a destination that fails is reported and the run goes on."""
+        self.table.append({"round": row.round, **row.metrics})
+        pictures = self._draw(row)
+        for logger in self.loggers:
+            try:
+                self._send(logger, row, pictures)
+            except Exception as error:  # a dashboard that is out of reach must not cost the training
+                log.warning("%s did not take round %d: %s", type(logger).__name__, row.round, error)
+
+    def _draw(self, row: Row) -> dict[str, NDArray[np.uint8]]:
+        """Draw each figure of a round once for all loggers, if there is one that takes it."""
+        wanted = any(isinstance(logger, TensorBoardLogger) for logger in self.loggers)
+        wanted = wanted or (bool(self.wandb_loggers) and row.round >= self._wandb_from)
+        pictures = {}
+        for name, make in row.figures.items() if wanted else ():
+            try:
+                pictures[name] = pixels(make())
+            except Exception as error:  # nor must a picture
+                log.warning("picture %s of round %d was not drawn: %s", name, row.round, error)
+        return pictures
+
+    def _send(self, logger: Logger, row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        if isinstance(logger, WandbLogger):
+            if row.round >= self._wandb_from:
+                logger.experiment.log(_wandb_row(row, pictures), step=row.round)
+            return
+        logger.log_metrics(row.metrics, step=row.round)
+        if isinstance(logger, TensorBoardLogger):
+            for name, values in row.histograms.items():
+                logger.experiment.add_histogram(name, values, row.round)
+            for name, image in pictures.items():
+                logger.experiment.add_image(name, image, row.round, dataformats="HWC")
+
+    def picture(self, name: str, figure: Any) -> None:
+        """Log one figure that belongs to the run as a whole."""
+        takers = [logger for logger in self.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
+        image = pixels(figure) if takers else None
+        for logger in takers:
+            try:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.summary[name] = _wandb_image(image)
+                else:
+                    logger.experiment.add_image(name, image, dataformats="HWC")
+            except Exception as error:  # as in record
+                log.warning("%s did not take picture %s: %s", type(logger).__name__, name, error)
+
+    def artifact(self, path: Path) -> None:
+        """Attach a file to the W&B run as a versioned artifact of type ``model``."""
+        import wandb
+
+        for logger in self.wandb_loggers:
+            artifact = wandb.Artifact(f"checkpoint-{logger.experiment.id}", type="model")
+            artifact.add_file(str(path))
+            try:
+                logger.experiment.log_artifact(artifact)
+            except Exception as error:  # as in record
+                log.warning("%s did not take %s: %s", type(logger).__name__, path, error)
+
+    def close(self, status: str = "success", summary: Mapping[str, float] | None = None) -> None:
+        """Finish all loggers; W&B shows the run as finished, or failed when ``status`` is not ``success``.
+
+        What W&B has not taken stays in its offline file, and the command that sends it is told.
+        """
+        for logger in self.loggers:
+            try:
+                logger.finalize(status)
+                if isinstance(logger, WandbLogger):
+                    _finish(logger.experiment, 0 if status == "success" else 1, summary or {})
+            except Exception as error:  # as in record
+                log.warning("%s was not closed: %s", type(logger).__name__, error)
+
+
+def _finish(run: Any, exit_code: int, summary: Mapping[str, float]) -> None:
+    """End a W&B run, and say so if W&B did not answer in time or refused what it was sent."""
+    import wandb
+
+    folder = Path(run.dir).parent
+    try:
+        run.summary.update(dict(summary))
+        run.finish(exit_code=exit_code)
+        service = folder / "logs" / "debug-internal.log"  # the only place where W&B tells of a refusal
+        incomplete = service.is_file() and "filestream: fatal error" in service.read_text(errors="replace")
+    except TimeoutError:
+        incomplete = True
+    finally:
+        wandb.run = None  # or the next run of this process would be mistaken for this one, had its service crashed
+    if incomplete:
+        log.warning("W&B has not taken all of this run; to be sent later: wandb sync %s", folder)
+
+
+def _restored(metrics: Mapping[str, float], run_dir: Path) -> Row:
+    """Return a round's row as far as it is on disk: the line of the table, and the cosines of the observatory."""
+    row = Row(int(metrics["round"]), {key: value for key, value in metrics.items() if key != "round"})
+    pairs = run_dir / "conflict" / "pairs" / f"round_{row.round:06d}.parquet"
+    if pairs.is_file():
+        import pandas as pd
+
+        for name, column in (("conflict/cosine", "cosine"), ("harmonization/cosine", "cosine_after")):
+            row.histograms[name] = pd.read_parquet(pairs)[column].dropna().to_numpy()
+    return row
+
+
+def _wandb_row(row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> dict[str, Any]:
+    import pandas as pd
+    import wandb
+
+    histograms = {name: wandb.Histogram(np_histogram=_cosine_bins(values)) for name, values in row.histograms.items()}
+    figures = {name: _wandb_image(image) for name, image in pictures.items()}
+    tables = {name: wandb.Table(dataframe=pd.DataFrame(dict(columns))) for name, columns in row.tables.items()}
+    return {"round": row.round, **row.metrics, **histograms, **figures, **tables}
+
+
+def _cosine_bins(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Bin cosines on one fixed axis from -1 to 1, so that rounds can be compared."""
+    return np.histogram(values, bins=np.linspace(-1, 1, 65))
+
+
+def _wandb_image(image: Any) -> Any:
+    import wandb
+    from PIL import Image
+
+    return wandb.Image(Image.fromarray(image))

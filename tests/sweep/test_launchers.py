@@ -1,0 +1,99 @@
+"""Every launcher for real: jobs in other processes, the same bits as in this one."""
+
+import csv
+import os
+import socket
+from importlib import import_module
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from fedgh import config
+from fedgh.storage import checkpoint as checkpoints
+
+TINY = [
+    *("num_rounds=2", "partition=iid", "partition.num_clients=3", "algorithm.local_epochs=1", "trainer=cpu"),
+    *("dataset.train_fraction=0.1", "model.hidden=[4]", "executor=sequential", "callback=none", "logger=csv"),
+]
+LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", []),
+    "ray": ("ray", ["hydra.launcher.cpus_per_job=1", "hydra.launcher.gpus_per_job=0"]),
+}
+
+
+@pytest.fixture
+def ray():
+    module = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedgh[ray]'")
+    yield module
+    module.shutdown()
+
+
+def bits(job):
+    return checkpoints.load_newest(job / "checkpoints")[0].server.params
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_jobs_of_a_launcher_are_those_of_a_plain_sweep(cli, request, tmp_path, name):
+    """One of the three fails, and is the only one to do so; a second call finds the others finished."""
+    package, settings = LAUNCHERS[name]
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    if name == "ray":
+        request.getfixturevalue("ray")
+    sweep = ["-m", *TINY, "on_nonfinite=raise", "algorithm.optimizer.lr=0.1,1e30,0.01"]
+    plain, other = tmp_path / "plain", tmp_path / name
+    assert cli(*sweep, f"hydra.sweep.dir={plain}").code == 1
+    answer = cli(*sweep, f"hydra.sweep.dir={other}", f"hydra/launcher={name}", *settings)
+    assert answer.code == 1, answer.err
+    assert (other / "seeds.csv").read_text() == (plain / "seeds.csv").read_text()
+    for number in (0, 2):
+        assert torch.equal(bits(other / str(number)), bits(plain / str(number)))
+        assert f"written to      {other / str(number)}" in (other / str(number) / "output.log").read_text()
+        assert f"written to      {other / str(number)}" not in answer.out, "jobs side by side print across each other"
+    with (other / "jobs.csv").open(newline="") as file:
+        statuses = [(line["status"], line["error"][:30]) for line in csv.DictReader(file)]
+    assert statuses == [("finished", ""), ("failed", "round 1: the update of clients"), ("finished", "")]
+    written = (other / "0" / "config.yaml").stat().st_mtime_ns
+    assert cli(*sweep, f"sweep.resume={other}", f"hydra/launcher={name}", *settings).code == 1
+    assert (other / "0" / "config.yaml").stat().st_mtime_ns == written
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_a_cluster_that_does_not_answer(cli, ray):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    answer = cli("-m", *TINY, "seed=1,2", "hydra/launcher=ray", f"hydra.launcher.address=127.0.0.1:{port}")
+    assert answer.code == 2
+    assert f"Ray at 127.0.0.1:{port} does not answer: [Errno 111] Connection refused; check hydra" in answer.err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_a_job_that_no_machine_can_hold(monkeypatch, ray):
+    plugin = import_module("hydra_plugins.fedgh_ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "nodes", lambda: 2 * [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    plugin.check_resources({"num_cpus": 4, "num_gpus": 0})
+    for resources in ({"num_cpus": 4, "num_gpus": 0.5}, {"num_cpus": 5, "num_gpus": 0}):
+        with pytest.raises(plugin.ConfigurationError, match=r"cpus_per_job=. and gpus_per_job=0.* 8 CPUs and 0 GPUs"):
+            plugin.check_resources(resources)
+
+
+@pytest.mark.filterwarnings("ignore:(?s).*is validated against ConfigStore schema")
+def test_the_defaults_of_every_launcher_are_what_it_takes(root_config):
+    """Hydra checks a launcher's settings only when it starts; SLURM's would be known on the cluster alone."""
+    known = {
+        "joblib": ("hydra_plugins.hydra_joblib_launcher.config", "JobLibLauncherConf"),
+        "submitit_local": ("hydra_plugins.hydra_submitit_launcher.config", "LocalQueueConf"),
+        "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher.config", "SlurmQueueConf"),
+    }
+    config.quieten()
+    for name, (module, conf) in known.items():
+        pytest.importorskip(module)
+        root_config(f"hydra/launcher={name}")
+        chosen = HydraConfig.get().launcher
+        assert set(chosen) <= set(vars(getattr(import_module(module), conf)()))
+    root_config("hydra/launcher=joblib")
+    assert HydraConfig.get().launcher.n_jobs == max(torch.cuda.device_count(), 1, len(os.sched_getaffinity(0)) // 2)
