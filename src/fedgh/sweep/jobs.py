@@ -19,6 +19,7 @@ from typing import IO, Any
 import yaml
 
 from fedgh.core.errors import DataError
+from fedgh.core.machine import usable_cores
 from fedgh.storage.checkpoint import PATTERN
 
 try:
@@ -155,8 +156,7 @@ def run_jobs(
     """
     waiting, running, outcomes = list(jobs), list[_Process](), dict[str, Outcome]()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))
     with _forwarding(running) as asked:
         while (waiting and not asked) or running:
             while waiting and not asked and len(running) < workers:

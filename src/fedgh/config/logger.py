@@ -1,0 +1,93 @@
+"""The chosen loggers; whether W&B is written to online, and as which run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedgh.config.build import build
+from fedgh.config.validate import WANDB_MODES
+
+log = logging.getLogger(__name__)
+
+
+def build_loggers(cfg: DictConfig, run_dir: Path, wandb_id: str, name: str, group: str | None) -> list[Any]:
+    """Return the chosen Lightning loggers.
+
+    Args:
+        cfg: The resolved config; ``logger.mode`` decides where W&B writes, ``logger.patience`` how long we wait for it.
+        run_dir: Directory of the run.
+        wandb_id: Id of the W&B run to go on with, or a new one.
+        name: Name of the run where the config leaves it open.
+        group: Group of the run where the config leaves it open.
+    """
+    loggers = []
+    for key, node in cfg.logger.items():
+        if not isinstance(node, DictConfig):
+            continue
+        if key == "wandb":
+            if (mode := wandb_mode(cfg.logger.mode)) == "disabled":
+                continue
+            config = OmegaConf.to_container(cfg, resolve=True)
+            extra = {"id": wandb_id, "name": node.name or name, "group": node.group or group, "config": config}
+            patience = cfg.logger.get("patience", 60)  # runs stored before the setting existed go on without it
+            loggers.append(_wandb_logger(node, run_dir, mode, patience, extra))
+        else:
+            loggers.append(build(node))
+    return loggers
+
+
+def new_wandb_id() -> str:
+    """Return the id of the W&B run that an agent of a W&B sweep has opened for this process, else one of our own."""
+    return os.environ["WANDB_RUN_ID"] if in_wandb_sweep() else secrets.token_hex(4)
+
+
+def in_wandb_sweep() -> bool:
+    """Tell whether an agent of a W&B sweep has started this process."""
+    return "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ
+
+
+def wandb_mode(mode: str) -> str:
+    """Return ``online``, ``offline`` or ``disabled``.
+
+    ``auto`` is whatever ``WANDB_MODE`` says; without it, online if a key is at hand and offline otherwise. Nothing is
+    ever asked.
+    """
+    if mode != "auto":
+        return mode
+    import wandb
+
+    asked = os.environ.get("WANDB_MODE", "")
+    if asked in WANDB_MODES[1:]:
+        return asked
+    try:
+        return "online" if wandb.login(prompt=False) else "offline"
+    except wandb.Error:  # there is a key, and W&B was asked about it; what starts online says what is wrong
+        return "online"
+
+
+def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, extra: dict[str, Any]) -> Any:
+    """Start the W&B run; when W&B cannot be reached or refuses the key, start it offline instead."""
+    import wandb
+
+    settings = wandb.Settings(
+        console="off", silent=True, init_timeout=patience, finish_timeout=patience, finish_timeout_raises=True
+    )
+    common = {**extra, "save_dir": str(run_dir), "resume": "allow", "settings": settings}
+    factory = build(OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node)), {"_partial_": True}))
+    logger = factory(**common, mode=mode)
+    try:
+        _ = logger.experiment
+    except (wandb.Error, OSError) as error:
+        with suppress(OSError):  # from a service that has crashed
+            wandb.teardown()
+        logger = factory(**common, mode="offline")
+        folder = Path(logger.experiment.dir).parent
+        log.warning("W&B cannot be used online (%s); recorded offline, to be sent later: wandb sync %s", error, folder)
+    return logger
