@@ -140,6 +140,24 @@ def test_a_dry_run_prints_commands_and_starts_nothing(paper, tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+def test_a_dry_run_keeps_what_cannot_be_run_apart_from_the_commands(paper, tmp_path):
+    """Commands can be piped into a shell; a reason is given once, with the cells it is true of."""
+    (tmp_path / "cifar10").mkdir()
+    code, out, _ = paper("figure=2,4,5", "preset=quick", "dry_run=true", f"paths.data_dir={tmp_path}")
+    assert code == 1
+    lines = out.splitlines()
+    commands = [line for line in lines if line.startswith("fedgh-train ")]
+    comments = lines[len(commands) :]
+    assert (len(commands), lines[: len(commands)]) == (6, commands)
+    assert all(line.startswith("# ") for line in comments)
+    assert comments[0] == "# 26 cells at preset quick: 0 finished, 0 to resume, 6 to run, 20 that cannot be run"
+    reasons = [line for line in comments if line.startswith("# cannot be run: ")]
+    assert [reason.split()[4] for reason in reasons] == ["cifar100", "tiny_imagenet"]
+    assert sum(line.startswith("#     quick/") for line in comments) == 20
+    assert "go on" not in out
+    assert not (tmp_path / "logs").exists()
+
+
 def measured(source):
     """The rows of a ``metrics.csv``, without what a clock says."""
     text = source if isinstance(source, str) else source.read_text()

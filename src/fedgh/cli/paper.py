@@ -40,7 +40,7 @@ rows, columns,          parts of it, separated by commas; columns may hold *
   aggregators
 seeds                   default 1
 workers                 processes at once, default 1
-dry_run                 true: print the commands only
+dry_run                 true: print the commands only, and as comments what cannot be run and why
 paths.log_dir           runs land in <log_dir>/paper/<preset>
 any other key=value     goes to fedgh-train, for every cell
 
@@ -105,17 +105,17 @@ def run(request: Request) -> int:
     to_do = {job.name: resumable for job, (outcome, resumable) in zip(jobs, checked, strict=True) if not outcome}
     counts = Counter(outcome.status for outcome in outcomes.values())
     resumed, cells = sum(to_do.values()), "cell" if len(jobs) == 1 else "cells"
-    say(
+    waiting = [job for job in jobs if job.name in to_do]
+    summary = (
         f"{len(jobs)} {cells} at preset {request.preset}: {counts['finished']} finished, {resumed} to resume, "
         f"{len(to_do) - resumed} to run, {counts['failed']} that cannot be run"
     )
-    waiting = [job for job in jobs if job.name in to_do]
     if request.dry_run:
-        for job in waiting:
-            say(shlex.join(["fedgh-train", *job.arguments(to_do[job.name])]))
-    else:
-        ran = run_jobs(waiting, lambda job: to_do[job.name], request.workers, say)
-        outcomes |= {outcome.job.name: outcome for outcome in ran}
+        say(plan(summary, [job.arguments(to_do[job.name]) for job in waiting], list(outcomes.values())))
+        return 1 if counts["failed"] else 0
+    say(summary)
+    ran = run_jobs(waiting, lambda job: to_do[job.name], request.workers, say)
+    outcomes |= {outcome.job.name: outcome for outcome in ran}
     ordered = [outcomes[job.name] for job in jobs if job.name in outcomes]
     if ordered:
         say(closing(ordered, request))
@@ -153,6 +153,24 @@ def say(line: str) -> None:
     """Print a line at once, also into a pipe."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def plan(summary: str, commands: Sequence[Sequence[str]], outcomes: Sequence[Outcome]) -> str:
+    """Return what a dry run prints: the commands as a shell takes them, and all else as comments below them.
+
+    Args:
+        summary: How many cells are to be run, finished, and so on.
+        commands: Arguments of ``fedgh-train``, a list a cell.
+        outcomes: Of the cells that are not run: finished ones, and those that cannot be run, by their reason.
+    """
+    reasons: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            reasons.setdefault(outcome.message, []).append(outcome.job.name)
+    lines = [shlex.join(["fedgh-train", *arguments]) for arguments in commands] + [f"# {summary}"]
+    for reason, names in reasons.items():
+        lines += [f"# cannot be run: {reason}", *(f"#     {name}" for name in names)]
+    return "\n".join(lines)
 
 
 def closing(outcomes: Sequence[Outcome], request: Request) -> str:

@@ -1,0 +1,56 @@
+"""What a command prints, kept in its log file beside what it logs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, TextIO
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+
+class Transcript(Callback):
+    """Hydra calls this around every job, see ``configs/hydra/default.yaml``.
+
+    Logging goes to screen and file by Hydra's own handlers; this adds standard output, and the error a job ended with.
+    """
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        """Begin to write standard output into the job's log files, too."""
+        sys.stdout = _Tee(sys.stdout)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:  # noqa: ARG002
+        """End it; the error that the screen is about to show goes into the file."""
+        if job_return.status is JobStatus.FAILED:
+            _keep(f"\nerror: {job_return._return_value}\n")  # the public property would raise it
+        if isinstance(sys.stdout, _Tee):
+            sys.stdout = sys.stdout.screen
+
+
+class _Tee:
+    """Standard output that is written to log files as well; all else is the screen's."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self.screen = screen.screen if isinstance(screen, _Tee) else screen  # of a job that ended by SystemExit
+
+    def write(self, text: str) -> int:
+        _keep(text)
+        return self.screen.write(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.screen, name)
+
+
+def _keep(text: str) -> None:
+    """Write a text as it is into the log files that are open, in step with what is logged."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None and not handler.stream.closed:
+            with handler.lock:  # type: ignore[union-attr]
+                handler.stream.write(text)
+                handler.flush()
