@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -22,10 +23,15 @@ class FedDecorr(Algorithm):
         normalize: False keeps the released normalization, whose value grows with the batch size (about 64 times the
             mean squared correlation at 64 examples); True divides it out, so that the strength does not depend on B.
 
+    The penalty divides by the deviation of every feature, and a feature that hardly varies amplifies rounding: another
+    executor, memory layout or number of threads acts like another seed (1e-7 grows to 1e-1 in five rounds).
+
     Reference:
         Shi et al.: "Towards Understanding and Mitigating Dimensional Collapse in Heterogeneous Federated Learning",
         ICLR 2023, and its released code for the normalization.
     """
+
+    amplifies_rounding: ClassVar[bool] = True  # see fedgh.federation.rounding
 
     beta: float
     normalize: bool

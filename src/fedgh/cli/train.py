@@ -17,6 +17,7 @@ from fedgh.core.errors import CheckpointError, ConfigurationError
 from fedgh.core.types import ServerState
 from fedgh.federation.loop import Preparing, Remembering, train
 from fedgh.federation.round import Federation, initial_state, to_device
+from fedgh.federation.rounding import rounding_note
 from fedgh.metric.summary import closing_numbers
 from fedgh.plot import picture
 from fedgh.storage import checkpoint as checkpoints
@@ -176,6 +177,8 @@ def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
         f"{federation.model.params.numel():,} parameters on {federation.model.device}\n{federation.partition.card()}\n"
         f"if it is stopped     fedgh-train resume={run_dir}\n"
     )
+    if note := rounding_note(federation.model.module, federation.algorithm):
+        log.info("%s", note)
 
 
 def name_run(cfg: DictConfig) -> tuple[str, str | None]:

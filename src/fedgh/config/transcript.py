@@ -32,6 +32,8 @@ class Transcript(Callback):
 class _Tee:
     """Standard output that is written to log files as well; all else is the screen's."""
 
+    screen: TextIO
+
     def __init__(self, screen: TextIO) -> None:
         self.screen = screen.screen if isinstance(screen, _Tee) else screen  # of a job that ended by SystemExit
 

@@ -26,7 +26,10 @@ ROW_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class Executor(ABC):
-    """Trains a cohort from a server state; every executor gives the same numbers, up to rounding.
+    """Trains a cohort from a server state; executors take the same batches and differ by how sums are rounded.
+
+    Most models keep that difference at about 1e-6. Batch normalization in float32 and FedDecorr amplify it until
+    another executor acts like another seed: :mod:`fedgh.federation.rounding`.
 
     One LightningModule and one Trainer are reused for the whole run. A ``fit`` costs milliseconds before its first
     step, so a round pays for it once: its loader yields :meth:`work`. ``max_epochs`` moves on by one each time;

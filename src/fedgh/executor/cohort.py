@@ -23,8 +23,8 @@ GROUP_IMAGES = 32768
 class CohortExecutor(Executor):
     """Trains groups of clients: one group per training step, one vectorized step for all that still have a batch.
 
-    Same batches, same dropout, same number of steps per client as the sequential executor; results differ from its by
-    rounding. It pays where launching an operation costs more than computing it. Batches of different sizes cost nothing
+    Same batches, same dropout, same number of steps per client as the sequential executor; sums are rounded otherwise,
+    which batch normalization and FedDecorr amplify (:mod:`fedgh.federation.rounding`). It pays where launching an operation costs more than computing it. Batches of different sizes cost nothing
     extra where they may be padded; under batch normalisation and FedDecorr a step is launched once per size. A group
     holds parameters, gradients, optimizer state and activations of ``width`` clients at a time.
 
