@@ -24,9 +24,10 @@ class CohortExecutor(Executor):
     """Trains groups of clients: one group per training step, one vectorized step for all that still have a batch.
 
     Same batches, same dropout, same number of steps per client as the sequential executor; sums are rounded otherwise,
-    which batch normalization and FedDecorr amplify (:mod:`fedgh.federation.rounding`). It pays where launching an operation costs more than computing it. Batches of different sizes cost nothing
-    extra where they may be padded; under batch normalisation and FedDecorr a step is launched once per size. A group
-    holds parameters, gradients, optimizer state and activations of ``width`` clients at a time.
+    which batch normalization and FedDecorr amplify (:mod:`fedgh.federation.rounding`). It pays where launching an
+    operation costs more than computing it. Batches of different sizes cost nothing extra where they may be padded;
+    under batch normalisation and FedDecorr a step is launched once per size. A group holds parameters, gradients,
+    optimizer state and activations of ``width`` clients at a time.
 
     Args:
         width: Clients in a group, at most; bounds the memory.
