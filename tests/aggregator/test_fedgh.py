@@ -297,3 +297,22 @@ def test_rescaling_to_the_length_of_the_mean(scope):
     updates, cohort = matrix(rows), cohort_of(7, weights=weights)
     update = build("fedgh", scope=scope, rescale="fedavg_norm")(updates, updates.gram(), cohort, {}).update
     torch.testing.assert_close(update.norm(), (weights @ rows).norm(), rtol=1e-5, atol=0)
+
+
+def test_a_tiny_opposing_update_leaves_a_finite_aggregate():
+    """Its coefficient, 5e39, is no float32 number; the aggregate is."""
+    rows = torch.tensor([[1.0, 0.0], [-1e-40, 1e-40]])
+    update = aggregate(build("fedgh"), rows, torch.tensor([0.5, 0.5], dtype=torch.float64)).update
+    assert update.dtype == torch.float32
+    assert update.tolist() == pytest.approx([0.25, 0.25], rel=1e-4)  # 1e-40 has fewer digits in float32
+
+
+@pytest.mark.parametrize("tiny", [1e-22, 1e-30])
+def test_a_tiny_layer_is_harmonized_as_exactly_as_a_large_one(tiny):
+    rows, weights = random_case(3, 7, 9)
+    rows = rows.float()
+    rows[:, 3:6] *= tiny
+    cohort, updates = cohort_of(7, weights=weights), matrix(rows)
+    update = build("fedgh", scope="layer")(updates, updates.gram(), cohort, {}).update
+    _, expected = literal_fedgh(rows[:, 3:6], weights, random_orders(cohort).tolist())
+    torch.testing.assert_close(update[3:6].double() / tiny, expected / tiny, rtol=1e-5, atol=1e-6)

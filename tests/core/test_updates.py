@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedgh.core.updates import Block, UpdateMatrix
+from fedgh.core.updates import Block, RowMemory, UpdateMatrix
 
 
 def integers(num_clients, dim, seed=0, high=8):
@@ -133,11 +134,190 @@ def test_blocks_must_cover_every_column(blocks):
         UpdateMatrix(torch.zeros(2, 5), blocks)
 
 
-def test_tf32_setting_of_the_user_is_given_back():
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        UpdateMatrix.of(integers(2, 10)).gram()
-        assert torch.backends.cuda.matmul.allow_tf32 is True
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+def precisions():
+    backends = torch.backends
+    settings = (backends, backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn, backends.cudnn.conv)
+    return [setting.fp32_precision for setting in settings]
+
+
+class Products(TorchDispatchMode):
+    """Notes what float32 products may be rounded to whenever one is formed; fails at the first if asked to."""
+
+    def __init__(self, fail=False):
+        super().__init__()
+        self.seen, self.fail = [], fail
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.mv, torch.ops.aten.addmm):
+            self.seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision))
+            if self.fail:
+                raise RuntimeError("interrupted")
+        return operation(*args, **(kwargs or {}))
+
+
+def allow_tf32():
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def everywhere(precision):
+    torch.backends.fp32_precision = precision
+
+
+def in_products(precision):
+    torch.backends.cuda.matmul.fp32_precision = precision if precision == "tf32" else "none"
+    torch.backends.mkldnn.matmul.fp32_precision = precision
+
+
+def both_interfaces():
+    torch.set_float32_matmul_precision("high")
+    torch.backends.fp32_precision = "ieee"
+
+
+REDUCED = {
+    "allow_tf32": allow_tf32,
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),  # bf16 on CPUs that have it
+    "new": lambda: everywhere("tf32"),
+    "new_bf16": lambda: everywhere("bf16"),
+    "new_products": lambda: in_products("tf32"),
+    "new_products_bf16": lambda: in_products("bf16"),
+    "both": both_interfaces,
+}
+
+
+@pytest.fixture
+def _settings():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+    torch.backends.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("_settings")
+@pytest.mark.parametrize("allow", REDUCED.values(), ids=REDUCED)
+def test_products_are_of_full_precision_whatever_interface_reduced_it(allow):
+    updates = cut(torch.randn(12, 5000, generator=torch.Generator().manual_seed(0)), 1234)
+    weights = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    passes = (
+        updates.gram,
+        lambda: updates.gram(by_block=True),
+        lambda: updates.combine(weights),
+        lambda: updates.combine(weights.expand(2, -1)),
+    )
+    expected = [passing() for passing in passes]
+    allow()
+    before = precisions()
+    assert {"tf32", "bf16"} & set(before[1:3])
+    with Products() as products:
+        found = [passing() for passing in passes]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(products.seen) > 4
+    assert not {"tf32", "bf16"} & {precision for pair in products.seen for precision in pair}
+    assert precisions() == before
+
+
+@pytest.mark.usefixtures("_settings")
+@pytest.mark.parametrize("allow", REDUCED.values(), ids=REDUCED)
+def test_the_users_precision_comes_back_after_an_error_too(allow):
+    updates = UpdateMatrix.of(integers(2, 10))
+    allow()
+    before = precisions()
+    for passing in (updates.gram, lambda: updates.combine(torch.ones(2))):
+        with Products(fail=True), pytest.raises(RuntimeError, match="interrupted"):
+            passing()
+        assert precisions() == before
+
+
+@pytest.mark.usefixtures("_settings")
+def test_what_follows_a_global_setting_goes_on_following_it():
+    torch.backends.fp32_precision = "tf32"
+    UpdateMatrix.of(integers(2, 10)).gram()
+    torch.backends.fp32_precision = "ieee"
+    assert precisions() == ["ieee"] * 5
+
+
+@pytest.mark.usefixtures("_settings")
+def test_allow_tf32_can_be_asked_for_afterwards():
+    allow_tf32()
+    UpdateMatrix.of(integers(2, 10)).gram()
+    assert torch.backends.cuda.matmul.allow_tf32 is True
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.parametrize("tiny", [1e-18, 1e-22, 1e-30])
+@pytest.mark.parametrize("large", [1.0, 1e16])
+def test_a_block_far_smaller_or_larger_than_the_others_keeps_its_digits(tiny, large):
+    rows = torch.randn(4, 6000, generator=torch.Generator().manual_seed(0))
+    rows[:, 2000:2500] *= tiny
+    rows[:, 4000:] *= large
+    updates = cut(rows, 2000, 2500, 4000)
+    grams = updates.gram(by_block=True)
+    for gram, block in zip(grams, updates.blocks, strict=True):
+        expected = exact_gram(rows[:, block.start : block.stop])
+        scale = torch.outer(expected.diagonal(), expected.diagonal()).sqrt()
+        assert float(((gram - expected) / scale).abs().max()) < 1e-6
+
+
+def test_only_the_blocks_that_need_it_are_passed_over_in_float64():
+    rows = integers(3, 9000)
+    rows[:, 3000:3010] = 0
+    with Products() as products:
+        cut(rows, 3000, 3010).gram(by_block=True)
+    assert len(products.seen) == 1 + 1 + 2 + 1  # chunks of up to 4096 columns, then the block of zeros
+
+
+def test_finite_rows_with_a_finite_aggregate_give_it_however_large_the_coefficients():
+    rows = torch.tensor([[1.0, 0.0], [-1e-40, 1e-40]])
+    coefficients = torch.tensor([1.0, 5e39], dtype=torch.float64)
+    expected = coefficients @ rows.double()
+    assert UpdateMatrix.of(rows).combine(coefficients).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    per_block = torch.stack([coefficients, coefficients])
+    assert cut(rows, 1).combine(per_block).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "coefficients"),
+    [
+        ([[1e38], [1e38], [-1e38]], [3.0, 3.0, 5.5]),  # a sum on the way is no float32 number
+        ([[1e30], [2e30], [0.0]], [1e-42, 1e-43, 1.0]),  # float32 would keep three digits of these coefficients
+        ([[1e-38], [1e-38], [1.0]], [1e38, 2e38, 0.0]),
+    ],
+)
+def test_what_is_no_float32_number_on_the_way_does_not_spoil_the_aggregate(rows, coefficients, dtype):
+    rows, coefficients = torch.tensor(rows).to(dtype), torch.tensor(coefficients, dtype=torch.float64)
+    found = UpdateMatrix.of(rows).combine(coefficients)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx((coefficients @ rows.double()).item(), rel=1e-6)
+
+
+def test_an_aggregate_beyond_float32_is_infinite():
+    assert UpdateMatrix.of(torch.full((2, 1), 3e38)).combine(torch.ones(2)).tolist() == [float("inf")]
+
+
+def test_the_memory_of_a_round_is_used_again():
+    memory = RowMemory(5, torch.float32, torch.device("cpu"))
+    place = memory.take(3).data_ptr()
+    assert memory.take(3).data_ptr() == place
+    assert memory.take(2).data_ptr() == place
+    assert len(memory.take(4)) == 4
+    place = memory.take(3).data_ptr()
+    assert memory.take(4).data_ptr() == place
+
+
+@pytest.mark.parametrize(
+    "part", [lambda rows: rows, lambda rows: UpdateMatrix.of(rows), lambda rows: rows[1, 2:], lambda rows: rows.numpy()]
+)
+def test_what_somebody_keeps_of_a_round_stays_as_it_was(part):
+    memory = RowMemory(5, torch.float32, torch.device("cpu"))
+    rows = memory.take(3)
+    rows.fill_(1.0)
+    place, kept = rows.data_ptr(), part(rows)
+    del rows
+    for value in (2.0, 3.0):
+        memory.take(3).fill_(value)
+    assert bool((torch.as_tensor(getattr(kept, "rows", kept)) == 1).all())
+    later = memory.take(3).data_ptr()
+    assert later != place
+    del kept
+    assert memory.take(3).data_ptr() == later

@@ -6,14 +6,19 @@ vector of coefficients ``c``, and the aggregate is ``c @ U``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # Squared norms outside this range have lost, or are about to lose, digits in float32 products.
 _SAFE_SQUARED_NORM = (1e-24, 1e30)
+# Coefficients outside this range are no float32 numbers, or lose digits as such.
+_SAFE_COEFFICIENT = (1e-30, 1e30)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class UpdateMatrix:
         """Return ``M = U U^T``, computed in one pass over the matrix.
 
         Products are formed in float32, or in the rows' wider type (never bf16 or TF32), over chunks of columns, summed
-        across chunks in float64; when a squared norm leaves float32's comfortable range the pass is made in float64.
+        across chunks in float64; parameter blocks in which a squared norm leaves float32's comfortable range are passed
+        over again in float64.
 
         Args:
             by_block: One matrix per parameter block, ``(blocks, clients, clients)``, instead of their sum.
@@ -71,39 +77,43 @@ class UpdateMatrix:
         Returns:
             ``(clients, clients)`` float64 on the CPU, exactly symmetric.
         """
-        gram = self._gram(by_block, torch.promote_types(self.rows.dtype, torch.float32))
-        squared = (gram.sum(0) if by_block else gram).diagonal()
+        spans = [(block.start, block.stop) for block in self.blocks] if by_block else [(0, self.rows.shape[1])]
+        grams = self._grams(spans, torch.promote_types(self.rows.dtype, torch.float32))
+        squared = grams.diagonal(dim1=1, dim2=2)
         low, high = _SAFE_SQUARED_NORM
-        if not bool(((squared > low) & (squared < high)).all()):
-            gram = self._gram(by_block, torch.float64)
-        return gram
+        unsafe = (~((squared > low) & (squared < high)).all(1)).nonzero().flatten()
+        if len(unsafe):
+            grams[unsafe] = self._grams([spans[index] for index in unsafe.tolist()], torch.float64)
+        return grams if by_block else grams[0]
 
-    def _gram(self, by_block: bool, dtype: torch.dtype) -> Tensor:
+    def _grams(self, spans: list[tuple[int, int]], dtype: torch.dtype) -> Tensor:
+        """Return the Gram matrix of each range of columns, ``(spans, clients, clients)``."""
         num_clients = len(self)
-        shape = (len(self.blocks) if by_block else 1, num_clients, num_clients)
-        total = torch.zeros(shape, dtype=torch.float64, device=self.rows.device)
-        with _full_precision_matmul():
-            for index, start, stop in self._chunks(by_block, dtype):
+        total = torch.zeros(len(spans), num_clients, num_clients, dtype=torch.float64, device=self.rows.device)
+        with _full_precision_products():
+            for index, start, stop in self._chunks(spans, dtype):
                 chunk = self.rows[:, start:stop].to(dtype)
                 total[index] += chunk @ chunk.T
                 del chunk  # before the next one is made
         total = total.cpu()
         for gram in total:  # one after the other: many blocks of many clients would be large twice
             gram.copy_((gram + gram.T).div_(2))
-        return total if by_block else total[0]
+        return total
 
-    def _chunks(self, by_block: bool, dtype: torch.dtype) -> Iterator[tuple[int, int, int]]:
-        """Yield (block index, start, stop): 25 chunks that need no copy, or copies of about 2 % of the matrix."""
+    def _chunks(self, spans: list[tuple[int, int]], dtype: torch.dtype) -> Iterator[tuple[int, int, int]]:
+        """Yield (index of the span, start, stop): 25 chunks that need no copy, or copies of about 2 % of the matrix."""
         num_params = self.rows.shape[1]
         copied = num_params * self.rows.element_size() // (50 * dtype.itemsize)
         width = max(4096, num_params // 25 if dtype == self.rows.dtype else copied)
-        spans = [(i, b.start, b.stop) for i, b in enumerate(self.blocks)] if by_block else [(0, 0, self.rows.shape[1])]
-        for index, first, last in spans:
+        for index, (first, last) in enumerate(spans):
             for start in range(first, last, width):
                 yield index, start, min(start + width, last)
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Return ``c @ U``, the aggregate, in one pass over the matrix.
+
+        Formed in float32, or in the rows' wider type; where a coefficient or an intermediate sum is no float32 number,
+        though the aggregate may be one, in float64.
 
         Args:
             coefficients: ``(clients,)``, or ``(blocks, clients)`` when every block has its own.
@@ -112,29 +122,78 @@ class UpdateMatrix:
             ``(params,)``, float32 or wider.
         """
         dtype = torch.promote_types(self.rows.dtype, torch.float32)
-        weights = coefficients.to(self.rows.device, dtype)
-        with _full_precision_matmul():
-            if coefficients.dim() == 1:
-                return self._weighted_sum(weights, 0, self.rows.shape[1])
-            return torch.cat(
-                [self._weighted_sum(w, b.start, b.stop) for w, b in zip(weights, self.blocks, strict=True)]
-            )
+        low, high = _SAFE_COEFFICIENT
+        size = coefficients.abs()
+        if bool(((size == 0) | ((size >= low) & (size <= high))).all()):
+            combined = self._combine(coefficients, dtype)
+            if math.isfinite(float(torch.linalg.vector_norm(combined, math.inf))):
+                return combined
+        return self._combine(coefficients, torch.float64).to(dtype)
 
-    def _weighted_sum(self, weights: Tensor, start: int, stop: int) -> Tensor:
-        if self.rows.dtype == weights.dtype:
-            return weights @ self.rows[:, start:stop]
-        total = torch.zeros(stop - start, dtype=weights.dtype, device=self.rows.device)
-        for weight, row in zip(weights, self.rows[:, start:stop], strict=True):
-            total.add_(row, alpha=float(weight))
+    def _combine(self, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
+        with _full_precision_products():
+            if coefficients.dim() == 1:
+                return self._weighted_sum(coefficients, 0, self.rows.shape[1], dtype)
+            parts = zip(coefficients, self.blocks, strict=True)
+            return torch.cat([self._weighted_sum(c, b.start, b.stop, dtype) for c, b in parts])
+
+    def _weighted_sum(self, coefficients: Tensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        rows = self.rows[:, start:stop]
+        if rows.dtype == dtype:
+            return coefficients.to(rows) @ rows
+        total = torch.zeros(stop - start, dtype=dtype, device=rows.device)
+        for coefficient, row in zip(coefficients.tolist(), rows, strict=True):
+            total.add_(row, alpha=coefficient)
         return total
 
 
-class _full_precision_matmul:
-    """Switch TF32 off on CUDA for the products inside, whatever the user's global setting."""
+class RowMemory:
+    """Memory for a matrix of updates, filled again by every round unless somebody still holds what the last one left.
 
-    def __enter__(self) -> None:
-        self._before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
+    Whoever keeps a round, its updates, or any view of them, keeps the memory; the next round then gets its own.
 
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self._before
+    Args:
+        num_columns: Parameters.
+        dtype: Of the updates.
+        device: Where they live.
+    """
+
+    def __init__(self, num_columns: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._rows = torch.empty(0, num_columns, dtype=dtype, device=device)
+        self._unshared = 0
+
+    def take(self, num_rows: int) -> Tensor:
+        """Return ``(num_rows, num_columns)``, not initialized."""
+        if len(self._rows) < num_rows or self._holders() > self._unshared:
+            size = max(num_rows, len(self._rows))
+            self._rows = self._rows.new_empty(0, self._rows.shape[1])  # lets go of the old one before the new one comes
+            self._rows = self._rows.new_empty(size, self._rows.shape[1])
+            self._unshared = self._holders()
+        return self._rows[:num_rows]
+
+    def _holders(self) -> int:
+        """Return how many tensors and handles hold the memory."""
+        return torch._C._storage_Use_Count(self._rows.untyped_storage()._cdata)
+
+
+@contextmanager
+def _full_precision_products() -> Iterator[None]:
+    """Switch TF32 and bf16 off for products of float32 inside, whichever of PyTorch's interfaces allowed them.
+
+    The setting comes back as it was. ``allow_tf32`` and ``float32_matmul_precision`` are not touched: asking for them
+    raises an error where somebody has used the newer ``fp32_precision``.
+    """
+    backends: Any = torch.backends
+    matmuls = ((backends.cuda.matmul, backends.cudnn), (backends.mkldnn.matmul, backends.mkldnn))
+    reduced = [
+        (matmul, "none" if matmul.fp32_precision == parent.fp32_precision else matmul.fp32_precision)
+        for matmul, parent in matmuls
+        if matmul.fp32_precision not in ("ieee", "none")
+    ]  # one that says the same as its parent goes on saying so: "none"
+    try:
+        for matmul, _ in reduced:
+            matmul.fp32_precision = "ieee"
+        yield
+    finally:
+        for matmul, before in reduced:
+            matmul.fp32_precision = before
