@@ -28,6 +28,7 @@ import torchvision
 from aggregation import aggregation, growth, memory
 from allocator import allocator
 from cell import cell
+from client_states import client_states
 from dashboards import dashboard
 from observatory import observatory
 from PIL import Image
@@ -203,6 +204,7 @@ OTHERS = (
         allocator,
         cell,
         startup,
+        client_states,
         ray_workers,
         sweeps,
     ),
@@ -225,7 +227,7 @@ def main() -> None:
         "--scale",
         type=float,
         default=1.0,
-        help="of matrices of updates and of the observed clients; 0.01 to try it out",
+        help="of matrices of updates, of the observed clients and of the number of client states; 0.01 to try it out",
     )
     options = parser.parse_args()
     if options.figure and options.sections and "growth" not in options.sections:

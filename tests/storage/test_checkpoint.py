@@ -1,11 +1,14 @@
 """Checkpoints: they come back as they were, survive damage, and say what does not fit."""
 
+import collections
 import errno
 import logging
 import os
 import random
+import stat
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from fedgh.core.errors import CheckpointError
 from fedgh.core.types import ServerState
 from fedgh.storage import checkpoint as checkpoints
 from fedgh.storage.checkpoint import Checkpoint, check_fits, layout_of, load, load_newest, save
+from fedgh.storage.client_store import ClientStore
 
 
 def state(round_index, seed=0):
@@ -159,7 +163,7 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "VERSION", 99)
     path = save(checkpoint(1), tmp_path)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format version 99, this program reads version 1"):
+    with pytest.raises(CheckpointError, match="has format version 99, this program reads versions 1 and 2; update it"):
         load(path)
 
 
@@ -206,3 +210,54 @@ def test_other_data_are_named(tmp_path, what):
     message = f"is of another {what}: fingerprint {what[0] * 12} there and eeeeeeeeeeee here; the files or the settings"
     with pytest.raises(CheckpointError, match=message):
         check_fits(checkpoint(1), tmp_path / "x.ckpt", checkpoint(1).layout, **prints)
+
+
+@pytest.mark.parametrize("kind", ["float32", "array", "defaultdict"])
+def test_a_memory_that_could_not_be_read_back_is_refused_when_it_is_saved(tmp_path, kind):
+    value = {"float32": np.float32(0.5), "array": np.arange(3), "defaultdict": collections.defaultdict(int)}[kind]
+    save(checkpoint(1), tmp_path)
+    with pytest.raises(CheckpointError, match=rf"callback Best remembers under seen.best a \S+{kind}") as caught:
+        save(replace(checkpoint(2), callbacks={"Good": {"a": 1}, "Best": {"seen": {"best": value}}}), tmp_path)
+    assert "torch.from_numpy(...), float(...), dict(...)" in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"callback Best remembers as a whole a \S+defaultdict"):
+        save(replace(checkpoint(2), callbacks={"Best": collections.defaultdict(int)}), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["round_000001.ckpt"]
+
+
+def test_numbers_of_numpy_in_a_memory_come_back_as_pythons(tmp_path):
+    path = save(replace(checkpoint(1), callbacks={"Best": {"best": np.float64(0.1), "round": np.int64(7)}}), tmp_path)
+    assert load(path).callbacks == {"Best": {"best": 0.1, "round": 7}}
+
+
+def test_a_server_state_of_something_else_is_refused(tmp_path):
+    server = replace(state(1), aggregator={"names": np.array(["a"])})
+    with pytest.raises(CheckpointError, match=r"the server's aggregator.names is a numpy.ndarray"):
+        save(replace(checkpoint(1), server=server), tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_folder_that_cannot_be_synced_is_no_reason_to_stop(tmp_path, monkeypatch, number, call):
+    """Network file systems refuse the sync, Windows to open a folder."""
+    real = getattr(os, call)
+
+    def refuse(what, *others):
+        if stat.S_ISDIR(os.stat(what).st_mode):
+            raise OSError(number, os.strerror(number))
+        return real(what, *others)
+
+    monkeypatch.setattr(os, call, refuse)
+    clients = ClientStore(tmp_path / "clients", 0).updated({3: {"x": torch.ones(2)}}, 1)
+    path = save(replace(checkpoint(1), server=replace(state(1), clients=clients)), tmp_path / "checkpoints")
+    monkeypatch.undo()
+    assert load(path).server.round_index == 1
+
+
+def test_a_disk_that_fails_is_one(tmp_path, monkeypatch):
+    def fail(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save(checkpoint(1), tmp_path)

@@ -23,6 +23,7 @@ from fedgh.plot import picture
 from fedgh.storage import checkpoint as checkpoints
 from fedgh.storage.checkpoint import Checkpoint
 from fedgh.storage.claim import claim
+from fedgh.storage.client_store import ClientStore
 from fedgh.storage.provenance import check_writable, provenance
 from fedgh.sweep import multirun as sweep
 from fedgh.sweep import search
@@ -84,6 +85,11 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
         stamp = replace(stamp, server=to_device(resumed.server, federation.model.device))
         for callback in remembering:
             callback.recall(resumed.callbacks.get(type(callback).__name__, {}))
+    folder = run_dir / "checkpoints"
+    memory_limit = OmegaConf.select(cfg, "checkpoint.client_states_mib", default=64) << 20  # none in older runs
+    clients = ClientStore.of(stamp.server.clients, checkpoints.client_folder(folder), memory_limit)
+    checkpoints.remove_leftovers(folder, clients)
+    stamp = replace(stamp, server=replace(stamp.server, clients=clients))
     for callback in callbacks:
         if isinstance(callback, Preparing):
             callback.prepare(federation, schedule, stamp.server)
@@ -99,7 +105,7 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     def save(server: ServerState) -> Path:
         memory = {type(callback).__name__: callback.memory() for callback in remembering}
         now = replace(stamp, server=server, callbacks=memory)
-        return checkpoints.save(now, run_dir / "checkpoints", cfg.checkpoint.keep)
+        return checkpoints.save(now, folder, cfg.checkpoint.keep)
 
     if not resumed:
         save(stamp.server)  # so that a run killed in its first round can be resumed, too

@@ -29,6 +29,9 @@ def validate(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{key} must be a positive integer, got {value!r}")
+    limit = OmegaConf.select(cfg, "checkpoint.client_states_mib", default=0)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise ConfigurationError(f"checkpoint.client_states_mib must be an integer of 0 or more, got {limit!r}")
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
         raise ConfigurationError(f"seed must be an integer of 0 or more, got {cfg.seed!r}")
     if cfg.logger.get("mode", "auto") not in WANDB_MODES:

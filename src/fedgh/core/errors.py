@@ -25,5 +25,9 @@ class CheckpointError(FedGHError):
     """A checkpoint or recording is missing, damaged, or belongs to another model or data set."""
 
 
+class StorageError(FedGHError):
+    """A run's directory cannot be written to, for instance because the disk is full."""
+
+
 class TrainingError(FedGHError):
     """Training produced something that must stop the run, for instance a non-finite update."""

@@ -34,7 +34,7 @@ class ServerState:
     counters: Tensor
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     aggregator: dict[str, Tensor] = field(default_factory=dict)
-    clients: dict[int, ClientState] = field(default_factory=dict)
+    clients: Mapping[int, ClientState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class Executor(ABC):
     def state_of(self, client_id: int, server: ServerState) -> ClientState:
         """Return what a client kept, or its first state."""
         if client_id in server.clients:
-            return server.clients[client_id]
+            return {name: tensor.to(self.model.device) for name, tensor in server.clients[client_id].items()}
         if client_id not in self._label_counts:
             labels = self.dataset.train_labels[self.client_indices[client_id].to(self.model.device)]
             self._label_counts[client_id] = torch.bincount(labels, minlength=self.dataset.num_classes)

@@ -20,6 +20,7 @@ from fedgh.dataset.base import ImageDataset
 from fedgh.executor.base import Executor
 from fedgh.partition.base import Partition
 from fedgh.server_optimizer.base import ServerOptimizer
+from fedgh.storage.client_store import update_clients
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ def run_round(federation: Federation, server: ServerState) -> Round:
         server = move(federation, server, result, shares, aggregate)
     else:
         log.warning("round %d: no client is left, the model stays as it is", server.round_index)
-    server = replace(server, round_index=server.round_index + 1, clients={**server.clients, **result.client_states})
+    clients = update_clients(server.clients, result.client_states, server.round_index + 1)
+    server = replace(server, round_index=server.round_index + 1, clients=clients)
     seconds = {"train": trained - started, "aggregate": perf_counter() - trained}
     return Round(server, result, weights, gram, block_grams, aggregate, dropped, seconds)
 
