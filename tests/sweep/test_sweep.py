@@ -1,9 +1,11 @@
 """Sweeps from the command line: interrupted, resumed, refused, with jobs that fail; and their tables."""
 
+import contextlib
 import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -60,6 +62,11 @@ def lines_of(path):
         return list(csv.DictReader(file))
 
 
+def going_on(answer):
+    """The arguments of the last command to go on with, the sweep's; those of its jobs come before it."""
+    return [line.partition("fedgh-train ")[2] for line in answer.out.splitlines() if line.startswith("go on")][-1]
+
+
 def test_a_sweep_interrupted_and_resumed_is_as_if_nothing_had_happened(cli, finished, monkeypatch, tmp_path, in_round):
     """Ctrl-C in round 1 of job 1; resumed, job 0 is skipped, job 1 goes on, 2 and 3 are run."""
     straight = finished.rename(tmp_path / "straight")
@@ -69,10 +76,10 @@ def test_a_sweep_interrupted_and_resumed_is_as_if_nothing_had_happened(cli, fini
     assert answer.code == 128 + signal.SIGINT
     folder = sweep_of(answer)
     assert "1 finished, 1 stopped, 2 not begun" in answer.out, answer.out
-    again = " ".join(["fedgh-train", *SWEEP, "sweep.resume=true"]).replace("model.hidden=[4]", "'model.hidden=[4]'")
-    assert again in answer.out, "the command to go on with"
+    again = going_on(answer)
+    assert shlex.split(again) == [*SWEEP, f"sweep.resume='{folder}'"]
     begun = (folder / "0" / "config.yaml").stat().st_mtime_ns
-    answer = cli(*SWEEP, "sweep.resume=true")
+    answer = cli(*shlex.split(again))
     assert answer.code == 0, answer.err
     assert "4 finished" in answer.out
     assert sweep_of(answer) == folder
@@ -82,6 +89,71 @@ def test_a_sweep_interrupted_and_resumed_is_as_if_nothing_had_happened(cli, fini
         assert torch.equal(bits(folder / str(number)), bits(straight / str(number)))
     assert (folder / "seeds.csv").read_text() == (straight / "seeds.csv").read_text()
     assert len(Groups.of(find_runs([folder])).federations) == 1, "jobs from before and after are of one federation"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_between_two_jobs_is_never_lost(cli, monkeypatch, number):
+    """What the handler raises is swallowed, as in the callback of a weak reference."""
+    real = sweep_job.closing
+
+    def signalled(folder):
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            os.kill(os.getpid(), number)
+        return real(folder)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_job, "closing", signalled)
+        answer = cli(*SWEEP)
+    assert answer.code == 128 + number
+    assert "1 finished, 3 not begun" in answer.out, answer.out
+    assert signal.getsignal(number) is before
+    folder = sweep_of(answer)
+    elsewhere = folder.rename(folder.parent / "moved")
+    again = going_on(answer).replace(str(folder), str(elsewhere))
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_job, "closing", signalled)
+        answer = cli(*shlex.split(again))
+    assert going_on(answer) == again, "stopped again, it is still that directory"
+
+
+def test_a_signal_lost_while_a_job_is_set_up_stops_it_before_its_first_round(cli, monkeypatch):
+    real = sweep_job.run_once
+
+    def signalled(*arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(sweep_job, "run_once", signalled)
+    answer = cli(*SWEEP)
+    assert answer.code == 130
+    assert "1 stopped, 3 not begun" in answer.out, answer.out
+    assert checkpoints.load_newest(sweep_of(answer) / "0" / "checkpoints")[0].server.round_index == 0
+
+
+def test_a_job_that_another_process_is_at_keeps_its_record(cli, finished):
+    """Resumed while it still runs, as SLURM's jobs do after Ctrl-C."""
+    job, record = finished / "1", finished / ".jobs" / "00001.json"
+    (job / "summary.json").unlink()
+    record.write_text(record.read_text().replace('"finished"', '"running"'))
+    with claim(job, ""):
+        answer = cli(*SWEEP, f"sweep.resume={finished}")
+    assert answer.code == 1
+    assert "job 1 is left alone: " in answer.out + answer.err, answer.out
+    assert "3 finished, 1 running" in answer.out.replace("1 running, 3 finished", "3 finished, 1 running"), answer.out
+    assert json.loads(record.read_text())["status"] == "running"
+
+
+def test_a_log_directory_that_cannot_be_written_is_one_line(cli, tmp_path):
+    (tmp_path / "file").touch()
+    answer = cli(*SWEEP, f"paths.log_dir={tmp_path / 'file'}")
+    assert answer.code == 2
+    expected = (
+        rf"error: Not a directory \({tmp_path}/file/.*\); is the log directory full or read-only\? paths.log_dir=<"
+    )
+    assert re.search(expected, answer.err), answer.err
+    assert "Traceback" not in answer.err
 
 
 def test_the_tables_at_the_end(finished):

@@ -24,7 +24,8 @@ from fedgh.config.rules import aggregator_names
 from fedgh.core.errors import ConfigurationError, DataError, FedGHError
 from fedgh.paper import matrix
 from fedgh.paper.matrix import Cell
-from fedgh.sweep.jobs import Job, Outcome, run_jobs, state_of
+from fedgh.sweep.processes import Job, Outcome, run_processes
+from fedgh.sweep.state import state_of
 
 HELP = """fedgh-paper: the paper's experiments, a process a cell.
 
@@ -101,32 +102,30 @@ def run(request: Request) -> int:
     config.quieten()
     jobs = [job_of(cell, request) for cell in request.cells]
     checked = [check(job, cell, request) for job, cell in zip(jobs, request.cells, strict=True)]
-    outcomes = {outcome.job.name: outcome for outcome, _ in checked if outcome}
-    to_do = {job.name: resumable for job, (outcome, resumable) in zip(jobs, checked, strict=True) if not outcome}
+    waiting = [answer for answer in checked if isinstance(answer, Job)]
+    outcomes = {answer.job.name: answer for answer in checked if isinstance(answer, Outcome)}
     counts = Counter(outcome.status for outcome in outcomes.values())
-    resumed, cells = sum(to_do.values()), "cell" if len(jobs) == 1 else "cells"
-    waiting = [job for job in jobs if job.name in to_do]
+    resumed, cells = sum(job.begun for job in waiting), "cell" if len(jobs) == 1 else "cells"
     summary = (
         f"{len(jobs)} {cells} at preset {request.preset}: {counts['finished']} finished, {resumed} to resume, "
-        f"{len(to_do) - resumed} to run, {counts['failed']} that cannot be run"
+        f"{len(waiting) - resumed} to run, {counts['failed']} that cannot be run"
     )
     if request.dry_run:
-        say(plan(summary, [job.arguments(to_do[job.name]) for job in waiting], list(outcomes.values())))
+        say(plan(summary, [job.arguments for job in waiting], list(outcomes.values())))
         return 1 if counts["failed"] else 0
     say(summary)
-    ran = run_jobs(waiting, lambda job: to_do[job.name], request.workers, say)
-    outcomes |= {outcome.job.name: outcome for outcome in ran}
+    outcomes |= {outcome.job.name: outcome for outcome in run_processes(waiting, request.workers, say)}
     ordered = [outcomes[job.name] for job in jobs if job.name in outcomes]
     if ordered:
         say(closing(ordered, request))
     return 1 if any(outcome.status not in GOOD for outcome in ordered) else 0
 
 
-def check(job: Job, cell: Cell, request: Request) -> tuple[Outcome | None, bool]:
+def check(job: Job, cell: Cell, request: Request) -> Job | Outcome:
     """Look at a cell's directory and data before anything is started.
 
     Returns:
-        Its outcome if there is nothing to run, and whether it is to be resumed.
+        The job, told whether it goes on with a run, or its outcome if there is nothing to run.
 
     Raises:
         ConfigurationError: If what goes to every cell does not fit.
@@ -136,17 +135,17 @@ def check(job: Job, cell: Cell, request: Request) -> tuple[Outcome | None, bool]
         try:
             state = state_of(job.directory, {**wanted, "seed": cell.seed})
         except DataError as error:
-            return Outcome(job, "failed", str(error)), False
+            return Outcome(job, "failed", str(error))
         if state.kind == "finished":
-            return Outcome(job, "finished"), False
+            return Outcome(job, "finished")
         if state.kind == "other":
-            return Outcome(job, "failed", other_settings(job, state.differences)), False
-        resumable = state.kind == "resumable"
+            return Outcome(job, "failed", other_settings(job, state.differences))
+        job = replace(job, begun=state.kind == "resumable")
     else:  # composing takes a while, so one cell stands for all of its data set
         twin = next(other for other in request.cells if other.settings["dataset"] == cell.settings["dataset"])
-        wanted, resumable = composed(twin, request), False
+        wanted = composed(twin, request)
     missing = missing_data(wanted["dataset"], cell)
-    return (Outcome(job, "failed", missing) if missing else None), resumable
+    return Outcome(job, "failed", missing) if missing else job
 
 
 def say(line: str) -> None:

@@ -12,8 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fedgh import config
-from fedgh.config.entry import in_sweep, launch
-from fedgh.core.errors import CheckpointError, ConfigurationError
+from fedgh.config.entry import give_up, in_sweep, launch
+from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError
 from fedgh.core.types import ServerState
 from fedgh.federation.loop import Preparing, Remembering, train
 from fedgh.federation.round import Federation, initial_state, to_device
@@ -27,7 +27,7 @@ from fedgh.storage.client_store import ClientStore
 from fedgh.storage.provenance import check_writable, provenance
 from fedgh.sweep import multirun as sweep
 from fedgh.sweep import search
-from fedgh.sweep.job import run_job
+from fedgh.sweep.job import ELSEWHERE, run_job, run_once
 from fedgh.tracking.recorder import Recorder, read_csv
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,25 @@ def run(cfg: DictConfig) -> float | None:
     """
     if in_sweep():
         return run_job(cfg, start)
+    if cfg.sweep.resume is not False:
+        return go_on_or_begin(cfg)
     return resume(cfg) if cfg.resume else start(config.resolve(cfg))
+
+
+def go_on_or_begin(cfg: DictConfig) -> float | None:
+    """Do a run whatever its directory holds of it, as jobs of a sweep are done; for those who start many runs.
+
+    Raises:
+        ConfigurationError: If what was typed is meant for a sweep.
+    """
+    if cfg.sweep.resume is not True or cfg.resume:
+        raise ConfigurationError(
+            "sweep.resume=<directory> goes on with a sweep, which takes -m; for one run type resume=<directory>"
+        )
+    try:
+        return run_once(config.resolve(cfg), start)[1]
+    except InUseError as error:
+        give_up(str(error), ELSEWHERE)
 
 
 def start(cfg: DictConfig, again: bool = False) -> float | None:

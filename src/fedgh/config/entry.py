@@ -35,7 +35,13 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        give_up(f"{error.strerror} ({error.filename}); is the log directory full or read-only? paths.log_dir=<folder>")
+        give_up(disk_trouble(error))
+
+
+def disk_trouble(error: OSError) -> str:
+    """Return what a file system has refused, and what to do."""
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror}{where}; is the log directory full or read-only? paths.log_dir=<folder>"
 
 
 def known_keys(config_name: str) -> list[str]:
@@ -69,7 +75,7 @@ def _with_cause(error: BaseException, config_name: str) -> str:
     return "\n".join(messages)
 
 
-def give_up(message: str) -> NoReturn:
-    """Print an error and end the process with status 2."""
+def give_up(message: str, status: int = 2) -> NoReturn:
+    """Print an error and end the process."""
     sys.stderr.write(f"\nerror: {message}\n")
-    sys.exit(2)
+    sys.exit(status)

@@ -13,6 +13,10 @@ class ConfigurationError(FedGHError):
     """A setting is outside its range, unknown, or does not fit the other settings."""
 
 
+class InUseError(ConfigurationError):
+    """Another process is writing to this directory."""
+
+
 class DataError(FedGHError):
     """A data set is missing, half copied, of the wrong layout, or holds a corrupt record."""
 

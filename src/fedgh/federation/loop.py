@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
-from types import FrameType, TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +14,7 @@ from tqdm import tqdm
 from fedgh.core.types import ServerState
 from fedgh.federation.evaluation import evaluate
 from fedgh.federation.round import Federation, Round, run_round
+from fedgh.federation.stopping import StopRequest
 from fedgh.metric.conflict import (
     conflict_metrics,
     coordinate_metrics,
@@ -164,36 +162,6 @@ def describe(federation: Federation, outcome: Round, schedule: Schedule) -> Row:
         row.metrics |= evaluation.metrics(torch.from_numpy(federation.partition.class_counts))
         row.metrics["time/evaluate_seconds"] = perf_counter() - started
     return row
-
-
-class StopRequest(AbstractContextManager["StopRequest"]):
-    """Turns SIGINT and SIGTERM into a request to stop between rounds.
-
-    The first Ctrl-C lets the round finish, the second one abandons it. SIGTERM abandons it after the
-    clients in training: who sends it seldom waits.
-
-    Attributes:
-        signal: Number of the signal received, 0 for none.
-    """
-
-    signal = 0
-
-    def __enter__(self) -> StopRequest:
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-        if number == signal.SIGINT:
-            log.warning("stopping after this round; press Ctrl-C again to abandon it")
 
 
 def _progress(total: int, initial: int) -> Any:

@@ -19,8 +19,8 @@ from fedgh.report.groups import Group, Groups
 from fedgh.report.paper import TITLES, grid, size_note
 from fedgh.report.run import Run
 from fedgh.report.runs import find_all, identity, once
-from fedgh.report.seeds import JobRecord, read_jobs
 from fedgh.report.style import whole_page
+from fedgh.storage.jobs import JobRecord, read_jobs
 
 
 def write_dashboard(sources: Iterable[Path], folder: Path) -> Path:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import InUseError
 
 try:
     import fcntl
@@ -26,7 +26,7 @@ def claim(folder: Path, remedy: str) -> Iterator[None]:
         remedy: What to do when another process has it, for the message.
 
     Raises:
-        ConfigurationError: If another process holds the folder, saying which.
+        InUseError: If another process holds the folder, saying which.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as lock:
@@ -35,9 +35,7 @@ def claim(folder: Path, remedy: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                raise ConfigurationError(
-                    f"{folder} is in use by {lock.read() or 'another process'}; {remedy}"
-                ) from None
+                raise InUseError(f"{folder} is in use by {lock.read() or 'another process'}; {remedy}") from None
             except OSError:  # a file system without locks
                 pass
         lock.seek(0)
@@ -45,3 +43,16 @@ def claim(folder: Path, remedy: str) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
         lock.flush()
         yield
+
+
+def in_use(folder: Path) -> bool:
+    """Tell whether a process holds a folder, which need not exist."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with claim(folder, ""):
+            return False
+    except InUseError:
+        return True
+    except OSError:  # not ours to write to
+        return False

@@ -1,9 +1,11 @@
-"""One job of a sweep, wherever the launcher runs it: skipped, resumed or run, and recorded."""
+"""One run that may be there already, whoever starts it: skipped, gone on with, begun or refused; in a sweep recorded.
+
+The leader of a sweep, ``fedgh-paper`` and a job on another machine all come through here.
+"""
 
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import signal
@@ -12,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fedgh import config
-from fedgh.core.errors import ConfigurationError, FedGHError
-from fedgh.report.seeds import JOBS, closing
+from fedgh.core.errors import ConfigurationError, FedGHError, InUseError
+from fedgh.federation import stopping
 from fedgh.storage.claim import claim
-from fedgh.sweep.jobs import state_of
+from fedgh.storage.jobs import JOBS, closing, write_job
+from fedgh.sweep.state import state_of
 
 log = logging.getLogger(__name__)
 config.quieten()  # a launcher's process has not come through the entry point
+
+Train = Callable[[DictConfig, bool], float | None]
+"""Takes a resolved config, and whether to go on from the checkpoint in its directory; returns the run's result."""
+
+ELSEWHERE = getattr(os, "EX_TEMPFAIL", 75)
+"""Exit status of a process whose run another process is at."""
 
 leader: int | None = None
 """The process that leads the sweep, where it is this one."""
@@ -38,44 +48,67 @@ _gpu: list[ExitStack] = []
 """Holds this process's GPU until the process ends."""
 
 
-def run_job(cfg: DictConfig, train: Callable[[DictConfig, bool], float | None]) -> float | None:
-    """Run one job of a sweep, go on with it, or skip it; a failure is recorded and stays here.
+def run_once(cfg: DictConfig, train: Train) -> tuple[str, float | None]:
+    """Do a run that may be done already: skip it, go on with it, or begin it.
+
+    Args:
+        cfg: The run's resolved config; it belongs into ``paths.output_dir``.
+        train: See there; is called if there is something to do.
+
+    Returns:
+        ``finished`` or ``pruned``, and the result.
+
+    Raises:
+        ConfigurationError: If the directory holds another run.
+        InUseError: If another process is at it.
+    """
+    wanted: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    folder = Path(cfg.paths.output_dir)
+    state = state_of(folder, wanted)
+    if state.kind == "other":
+        raise ConfigurationError(
+            f"{folder} holds a run with other settings: {', '.join(state.differences)}; it is left as it was. Give "
+            "the settings it was started with, or start a new sweep without sweep.resume"
+        )
+    if state.kind == "finished":
+        return "finished", closing(folder).get("final/acc")
+    result = train(cfg, state.kind == "resumable")
+    pruned = closing(folder)["rounds"] < wanted["num_rounds"]  # ended by a callback, see fedgh.sweep.search
+    return "pruned" if pruned else "finished", result
+
+
+def run_job(cfg: DictConfig, train: Train) -> float | None:
+    """Do one job of a sweep; a failure is recorded and stays here.
 
     Args:
         cfg: The job's config, not yet resolved.
-        train: Takes the config, and whether to go on from the checkpoint in its directory; returns the job's result.
+        train: See there.
 
     Returns:
-        The result; None for a job that failed.
+        The result; None for a job that failed or that another process is at.
     """
+    stopping.check()
     hydra = HydraConfig.get()
-    folder, number = Path(hydra.runtime.output_dir), int(hydra.job.num)
+    folder, number, sweep = Path(hydra.runtime.output_dir), int(hydra.job.num), Path(hydra.sweep.dir)
     overrides = [str(o) for o in hydra.overrides.task if not str(o).startswith("sweep.")]
+    note = partial(write_job, sweep, number, overrides, folder)
+    begun = False
 
-    def note(status: str, error: str = "") -> None:
-        content = {"job": number, "overrides": overrides, "directory": str(folder), "status": status, "error": error}
-        _write(Path(hydra.sweep.dir) / JOBS / f"{number:05d}.json", content)
+    def begin(cfg: DictConfig, again: bool) -> float | None:
+        nonlocal begun
+        begun = True
+        note("running")
+        with _own_output_and_gpu(folder, sweep, number):
+            try:
+                return train(cfg, again)
+            finally:
+                _leave_nothing_to_the_next_job()
 
     try:
-        cfg = config.resolve(cfg)
-        wanted: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-        del wanted["sweep"]  # how it is run, not what
-        state = state_of(folder, wanted)
-        if state.kind == "other":
-            raise ConfigurationError(
-                f"{folder} holds a run with other settings: {', '.join(state.differences)}; it is left as it was. Give "
-                "the settings it was started with, or start a new sweep without sweep.resume"
-            )
-        if state.kind == "finished":
-            log.info("job %d is finished already", number)
-            note("finished")
-            return closing(folder).get("final/acc")
-        note("running")
-        with _apart(folder, Path(hydra.sweep.dir), number):
-            try:
-                result = train(cfg, state.kind == "resumable")
-            finally:
-                _tidy()
+        status, result = run_once(config.resolve(cfg), begin)
+    except InUseError as error:  # whose process keeps the record, too
+        log.warning("job %d is left alone: %s", number, error)
+        return None
     except Exception as error:
         text = str(error) if isinstance(error, FedGHError) else f"{type(error).__name__}: {error}"
         (folder / "error.txt").write_text(traceback.format_exc())
@@ -85,29 +118,23 @@ def run_job(cfg: DictConfig, train: Callable[[DictConfig, bool], float | None]) 
     except BaseException as end:
         note("stopped")
         if isinstance(end, SystemExit) and end.code == 128 + signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
-            _outlast(hydra.job.num)
+            _wait_to_be_killed(number)
         raise
+    if not begun:
+        log.info("job %d is finished already", number)
     (folder / "error.txt").unlink(missing_ok=True)
-    pruned = closing(folder)["rounds"] < wanted["num_rounds"]  # ended by a callback, see fedgh.sweep.search
-    note("pruned" if pruned else "finished")
+    note(status)
     return result
 
 
-def _outlast(number: int) -> None:
+def _wait_to_be_killed(number: int) -> None:
     """Wait for SLURM to kill this job: one that it preempts is queued again only if it has not ended by itself."""
     log.warning("job %d is saved and waits for SLURM to end it", number)
     time.sleep(GRACE)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
-
-
 @contextmanager
-def _apart(folder: Path, sweep: Path, number: int) -> Iterator[None]:
+def _own_output_and_gpu(folder: Path, sweep: Path, number: int) -> Iterator[None]:
     """In a process beside others: print to ``output.log`` instead of across each other, and take a GPU of one's own."""
     if leader == os.getpid():
         yield
@@ -140,7 +167,7 @@ def _take_gpu(sweep: Path, number: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = name
 
 
-def _tidy() -> None:
+def _leave_nothing_to_the_next_job() -> None:
     """Leave nothing of a job to the next one in this process: neither its W&B run nor its memory."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:

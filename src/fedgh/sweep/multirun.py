@@ -15,7 +15,7 @@ import shlex
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,12 +28,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedgh import config
-from fedgh.config.entry import give_up
+from fedgh.config.entry import disk_trouble, give_up
 from fedgh.core.errors import ConfigurationError, FedGHError
-from fedgh.report.seeds import jobs_table, read_jobs, seeds_table, text_of, write_csv
-from fedgh.storage.claim import claim
+from fedgh.federation.stopping import HeldSignals
+from fedgh.storage.claim import claim, in_use
+from fedgh.storage.jobs import JobRecord, read_jobs
 from fedgh.sweep import job as sweep_job
-from fedgh.sweep import search
+from fedgh.sweep import search, slurm
+from fedgh.sweep.tables import jobs_table, mean_over_seeds, text_of, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,8 @@ class Sweep:
         total: Jobs that it will have; None if its sweeper decides as it goes.
         wandb_id: Of the W&B run with the table over seeds.
         config: As composed before the jobs' own overrides.
-        held: Its lock.
+        held: Its lock, and its hold of signals.
+        signals: That hold.
     """
 
     folder: Path
@@ -69,6 +72,7 @@ class Sweep:
     wandb_id: str
     config: DictConfig
     held: ExitStack
+    signals: HeldSignals
 
 
 _led: list[Sweep] = []
@@ -84,6 +88,8 @@ class Lead(Callback):
             sweep_job.leader = os.getpid()
         except FedGHError as error:
             give_up(str(error))
+        except OSError as error:
+            give_up(disk_trouble(error))
         except Exception:  # Hydra would turn it into a warning and go on
             traceback.print_exc()
             sys.exit(1)
@@ -126,8 +132,10 @@ def begin(cfg: DictConfig) -> Sweep:
         )
     content = json.loads(record.read_text())
     if content["overrides"] != overrides:
-        raise ConfigurationError(f"{folder} holds another sweep: {difference(content, overrides)}")
-    return Sweep(folder, overrides, hydra, count(cfg, overrides), content["wandb_id"], cfg, held)
+        raise ConfigurationError(f"{folder} holds another sweep: {difference(folder, content, overrides)}")
+    total = count(cfg, overrides)
+    signals = held.enter_context(HeldSignals())
+    return Sweep(folder, overrides, hydra, total, content["wandb_id"], cfg, held, signals)
 
 
 def find(cfg: Any, overrides: Sequence[str]) -> Path:
@@ -153,24 +161,30 @@ def find(cfg: Any, overrides: Sequence[str]) -> Path:
     if not known:
         raise ConfigurationError(f"there is no sweep in {folder} to resume; leave out sweep.resume=true to start one")
     newest, stored = list(known.items())[-1]
-    told = difference(stored, overrides)
+    told = difference(newest, stored, overrides)
     raise ConfigurationError(f"no sweep in {folder} was started with these settings. The newest, {newest.name}: {told}")
 
 
-def difference(stored: Mapping[str, Any], overrides: Sequence[str]) -> str:
+def difference(folder: Path, stored: Mapping[str, Any], overrides: Sequence[str]) -> str:
     """Return what sets a recorded sweep apart from another one, and what to do about it."""
     before = stored["overrides"]
     parts = [f"started with {o}" for o in before if o not in overrides]
     parts += [f"now {o}" for o in overrides if o not in before]
     return (
         f"{', '.join(parts) or 'the same settings in another order'}. Repeat the command it was started with, "
-        f"`{command([*stored.get('hydra', []), *before])} sweep.resume=true`, or start a new sweep without sweep.resume"
+        f"`{go_on(folder, stored.get('hydra', []), before)}`, or start a new sweep without sweep.resume"
     )
 
 
 def command(overrides: Sequence[str]) -> str:
     """Return what to type for a sweep, as a shell takes it."""
     return shlex.join(["fedgh-train", "-m", *overrides])
+
+
+def go_on(folder: Path, hydra: Sequence[str], overrides: Sequence[str]) -> str:
+    """Return what to type to go on with the sweep in a directory."""
+    kept = [o for o in hydra if not o.startswith("hydra.sweep.dir=")]
+    return command([*kept, *overrides, f"sweep.resume={quoted(folder)}"])
 
 
 def quoted(value: object) -> str:
@@ -225,7 +239,7 @@ def count(cfg: DictConfig, overrides: Sequence[str]) -> int | None:
 def tables() -> Iterator[None]:
     """Write and show the tables of the sweep that this process led inside the context, whatever ended it.
 
-    The process ends with status 1 if a job failed, 130 if somebody pressed Ctrl-C.
+    The process ends with status 1 if a job did not finish, 130 if somebody pressed Ctrl-C.
     """
     code = 0
     try:
@@ -245,35 +259,64 @@ def tables() -> Iterator[None]:
 
 
 def end(sweep: Sweep) -> bool:
-    """Write and show the tables of a sweep, and let go of its directory.
+    """Write and show the tables of a sweep, say what goes on without its leader, and let go of its directory.
 
     Returns:
         Whether all its jobs are finished.
     """
     with sweep.held:
+        sweep.signals.acting = False  # a second Ctrl-C must not cost what this writes
+        alive = slurm.alive(sweep.folder)
         jobs = read_jobs(sweep.folder)
-        if not jobs:
-            return False
-        seeds = seeds_table(jobs)
-        write_csv(jobs_table(jobs), sweep.folder / "jobs.csv")
-        write_csv(seeds, sweep.folder / "seeds.csv")
-        try:
-            send(sweep, seeds)
-        except Exception as error:  # a dashboard that is out of reach must not cost the result
-            log.warning("W&B did not take the table over seeds: %s", error)
-        counts = Counter("unfinished" if job.status == "running" else job.status for job in jobs)
-        if sweep.total is not None and sweep.total > len(jobs):
-            counts["not begun"] = sweep.total - len(jobs)
+        seeds = mean_over_seeds(jobs)
+        if jobs:
+            write_csv(jobs_table(jobs), sweep.folder / "jobs.csv")
+            write_csv(seeds, sweep.folder / "seeds.csv")
+            sweep.signals.acting = True
+            try:
+                send(sweep, seeds)
+            except (Exception, KeyboardInterrupt) as error:  # a dashboard out of reach must not cost the result
+                log.warning("W&B did not take the table over seeds: %s", error or "interrupted")
+            sweep.signals.acting = False
+        counts = count_statuses(jobs, alive, sweep.total)
         total, ended = sum(counts.values()), counts["finished"] + counts["pruned"]
-        lines = ["", text_of(seeds), "", ", ".join(f"{number} {status}" for status, number in counts.items())]
-        lines += [f"job {job.number} failed: {job.error}" for job in jobs if job.status == "failed"]
-        if searched := search.is_search(sweep.config.hydra):
+        lines = ["", *([text_of(seeds), ""] if jobs else [])]
+        lines += [", ".join(f"{number} {status}" for status, number in counts.items())]
+        lines += [f"job {job.number} {job.status}: {job.error}" for job in jobs if job.error]
+        searched = search.is_search(sweep.config.hydra)
+        if searched and jobs:
             lines += search.result(sweep.folder)
-        lines += [f"written to      {sweep.folder}", f"tables, curves  fedgh-report runs={sweep.folder}"]
+        lines += slurm.told(alive)
+        lines += [f"written to      {sweep.folder}"]
+        lines += [f"tables, curves  fedgh-report runs={sweep.folder}"] * bool(jobs)
         if ended + searched * counts["failed"] < total:  # a search goes on without its failed trials
-            lines += [f"go on           {command([*sweep.hydra, *sweep.overrides])} sweep.resume=true"]
-        sys.stdout.write("\n".join(lines) + "\n")
-        return ended == total
+            lines += [f"go on           {go_on(sweep.folder, sweep.hydra, sweep.overrides)}"]
+        if jobs or alive:
+            sys.stdout.write("\n".join(lines) + "\n")
+        return bool(jobs) and ended == total
+
+
+def count_statuses(jobs: Sequence[JobRecord], alive: Collection[int], total: int | None) -> Counter[str]:
+    """Count a sweep's jobs by what became of them.
+
+    Args:
+        jobs: Those that have begun.
+        alive: Numbers of those that SLURM still runs or will run.
+        total: Jobs that there will be, if known.
+    """
+
+    def status(job: JobRecord) -> str:
+        runs = job.number in alive or in_use(job.directory)
+        return job.status if job.status != "running" else "running" if runs else "unfinished"
+
+    counts = Counter(map(status, jobs))
+    begun = {job.number for job in jobs}
+    waiting = sum(number not in begun for number in alive)
+    if waiting:
+        counts["waiting"] = waiting
+    if total is not None and total > len(jobs) + waiting:
+        counts["not begun"] = total - len(jobs) - waiting
+    return counts
 
 
 def send(sweep: Sweep, table: Sequence[Mapping[str, Any]]) -> None:

@@ -3,16 +3,19 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from fedgh.core.errors import DataError
-from fedgh.sweep import jobs
-from fedgh.sweep.jobs import Job, State, differences, last_error, run_jobs, state_of
+from fedgh.storage.claim import claim
+from fedgh.sweep import processes
+from fedgh.sweep.job import ELSEWHERE
+from fedgh.sweep.processes import Job, last_error, run_processes
+from fedgh.sweep.state import State, differences, state_of
 
 CONFIG = {"num_rounds": 4, "seed": 1, "paths": {"output_dir": "here"}, "dataset": {"root": "a", "train_fraction": 0.1}}
 
@@ -68,12 +71,14 @@ def test_the_line_that_says_what_went_wrong():
 
 PROGRAM = """
 import os, signal, sys, time
-word, path = sys.argv[1], sys.argv[-1]
+word, path = sys.argv[1], sys.argv[-2]
 print("threads", os.environ["OMP_NUM_THREADS"], "got", *sys.argv[1:])
 if word == "fails":
     sys.exit("error: it cannot be done; do something else")
 if word == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
+if word == "elsewhere":
+    sys.exit(int(os.environ["ELSEWHERE"]))
 if word == "waits":
     caught = []
     signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
@@ -89,7 +94,8 @@ def program(tmp_path, monkeypatch):
     """Replace ``fedgh-train`` by a program that does what its first argument says; return a maker of jobs."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    monkeypatch.setattr(jobs, "PROGRAM", (str(script),))
+    monkeypatch.setattr(processes, "PROGRAM", (str(script),))
+    monkeypatch.setenv("ELSEWHERE", str(ELSEWHERE))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return lambda name, word="works": Job(name, tmp_path / "runs" / name, (word,))
 
@@ -97,25 +103,32 @@ def program(tmp_path, monkeypatch):
 def test_one_failure_does_not_stop_the_others(program, tmp_path):
     lines = []
     todo = [program("a"), program("b", "fails"), program("c", "dies"), program("d")]
-    outcomes = run_jobs(todo, lambda job: False, 1, lines.append)
+    outcomes = run_processes(todo, 1, lines.append)
     assert [outcome.status for outcome in outcomes] == ["done", "failed", "failed", "done"]
     assert outcomes[1].message == f"error: it cannot be done; do something else (all of it: {todo[1].log})"
     assert outcomes[2].message.startswith("ended by signal 9; ")
     assert lines[:2] == ["running   a", "done      a (1 of 4)"]
     assert todo[0].log == tmp_path / "runs" / "a.log"
-    assert f"got works hydra.run.dir='{tmp_path}/runs/a'" in todo[0].log.read_text()
+    assert f"got works hydra.run.dir='{tmp_path}/runs/a' sweep.resume=true" in todo[0].log.read_text()
 
 
-def test_an_interrupted_run_gets_resume_and_nothing_else(program, tmp_path):
-    job = program("it's")
-    run_jobs([job], lambda job: True, 1, lambda line: None)
-    assert f"got resume='{tmp_path}/runs/it\\'s'\n" in job.log.read_text()
+def test_what_is_printed_of_a_job_begins_or_goes_on(tmp_path):
+    job = Job("a", tmp_path / "it's", ("seed=1",))
+    path = f"'{tmp_path}/it\\'s'"
+    assert job.arguments == ["seed=1", f"hydra.run.dir={path}"]
+    assert replace(job, begun=True).arguments == [f"resume={path}"]
+
+
+def test_begun_jobs_are_said_to_be_resumed(program):
+    lines = []
+    run_processes([replace(program("it's"), begun=True)], 1, lines.append)
+    assert lines[0] == "resuming  it's"
 
 
 def test_workers_share_the_cores(program, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     todo = [program(name) for name in "abc"]
-    outcomes = run_jobs(todo, lambda job: False, 3, lambda line: None)
+    outcomes = run_processes(todo, 3, lambda line: None)
     assert [outcome.status for outcome in outcomes] == ["done"] * 3
     assert all("threads 2 got" in job.log.read_text() for job in todo)
 
@@ -138,23 +151,42 @@ def test_ctrl_c_is_passed_on_and_nothing_new_is_started(program):
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=ctrl_c)
     thread.start()
-    outcomes = run_jobs([first, second, third], lambda job: False, 2, lambda line: None)
+    outcomes = run_processes([first, second, third], 2, lambda line: None)
     thread.join()
     assert [outcome.status for outcome in outcomes] == ["stopped", "stopped", "not started"]
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
-def test_a_run_that_another_process_has_is_left_alone(program):
-    job, other = program("a", "waits"), program("b")
-    seen = []
+def test_a_run_that_another_process_is_at_is_left_alone(program):
+    outcomes = run_processes([program("a", "elsewhere"), program("b")], 1, lambda line: None)
+    assert [(o.status, o.message) for o in outcomes] == [("elsewhere", "another process is running it"), ("done", "")]
 
-    def meanwhile(line):
-        if line == "running   a":
-            wait_for(lambda: "waiting" in job.log.read_text())
-            seen.extend(run_jobs([program("a"), other], lambda job: False, 1, lambda line: None))
-            os.kill(os.getpid(), signal.SIGINT)
 
-    (outcome,) = run_jobs([job], lambda job: False, 1, meanwhile)
-    assert [(o.status, o.message) for o in seen] == [("elsewhere", "another process is running it"), ("done", "")]
-    assert outcome.status == "stopped"
+def test_a_single_run_that_another_process_is_at_ends_with_a_status_of_its_own(cli, tmp_path):
+    with claim(tmp_path / "run", ""):
+        answer = cli(f"hydra.run.dir={tmp_path / 'run'}", "sweep.resume=true", "logger=csv")
+    assert answer.code == ELSEWHERE
+    assert "run is in use by process" in answer.err
+
+
+TINY = [
+    *("num_rounds=2", "partition=iid", "partition.num_clients=3", "algorithm.local_epochs=1", "trainer=cpu"),
+    *("dataset.train_fraction=0.1", "model.hidden=[4]", "executor=sequential", "callback=none", "logger=csv"),
+]
+
+
+def test_one_command_begins_goes_on_and_skips(cli, tmp_path, monkeypatch, in_round):
+    """What a leader types for each of its processes, whatever there is in the directory."""
+    command = [*TINY, f"hydra.run.dir={tmp_path / 'run'}", "sweep.resume=true"]
+    with monkeypatch.context() as patch:
+        in_round(patch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert cli(*command).code == 128 + signal.SIGINT
+    answer = cli(*command)
+    assert (answer.code, "rounds          2 of 2" in answer.out) == (0, True), answer.out + answer.err
+    written = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
+    assert cli(*command).code == 0
+    assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == written
+    answer = cli(*command, "seed=2")
+    assert (answer.code, "holds a run with other settings: seed=1 instead of 2" in answer.err) == (2, True)
+    answer = cli(*TINY, f"sweep.resume={tmp_path}")
+    assert (answer.code, "sweep.resume=<directory> goes on with a sweep, which takes -m" in answer.err) == (2, True)

@@ -3,66 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import isfinite, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-JOBS = ".jobs"
-"""Where a sweep's directory keeps a record per job."""
+from fedgh.storage.jobs import JobRecord
 
 MEASURES = {"accuracy": "final/acc", "last10": "last10/acc_mean", "conflict": "mean/conflict_ratio"}
 """Column -> key of ``summary.json``: test accuracy after the last round, its mean over the last ten, share of pairs in
 conflict over all rounds."""
 
 Line = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """What became of a job.
-
-    Attributes:
-        number: From 0, in the order of the sweep.
-        overrides: As the job had them.
-        settings: The same by key.
-        directory: Of its run.
-        status: ``finished``, ``pruned``, ``failed``, ``stopped``, or ``running`` (also if it was killed).
-        error: Why it failed.
-        results: Closing numbers; empty unless finished.
-    """
-
-    number: int
-    overrides: Sequence[str]
-    settings: Mapping[str, str]
-    directory: Path
-    status: str
-    error: str
-    results: Mapping[str, float]
-
-
-def read_jobs(sweep: Path) -> list[JobRecord]:
-    """Return the records of a sweep's jobs as far as they have begun, in order."""
-    jobs = []
-    for path in sorted((sweep / JOBS).glob("*.json")):
-        content = json.loads(path.read_text())
-        overrides = content["overrides"]
-        pairs = (override.lstrip("+~").partition("=") for override in overrides)
-        directory, status = Path(content["directory"]), content["status"]
-        results = closing(directory) if status == "finished" else {}
-        settings = {key: value for key, _, value in pairs}
-        jobs.append(JobRecord(content["job"], overrides, settings, directory, status, content["error"], results))
-    return jobs
-
-
-def closing(directory: Path) -> dict[str, float]:
-    """Return the closing numbers of a run; empty if it has none."""
-    path = directory / "summary.json"
-    content: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-    return content
 
 
 def varied(jobs: Sequence[JobRecord]) -> list[str]:
@@ -87,7 +40,7 @@ def jobs_table(jobs: Sequence[JobRecord]) -> list[Line]:
     ]
 
 
-def seeds_table(jobs: Sequence[JobRecord]) -> list[Line]:
+def mean_over_seeds(jobs: Sequence[JobRecord]) -> list[Line]:
     """Return a line per setting: finished seeds, mean and standard deviation (n - 1; NaN for one) of each measure."""
     keys = varied(jobs)
     groups: dict[tuple[str, ...], list[JobRecord]] = {}
