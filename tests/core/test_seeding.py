@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgh.core.seeding import numpy_generator, sequence, torch_generator, torch_seed
+from fedgh.core.seeding import numpy_generator, random_bits, sequence, torch_generator, torch_seed
 
 PURPOSES = (
     *("partition", "init", "shuffle", "augment", "client", "projection order", "sampler", "sampler/round_robin"),
@@ -58,3 +58,39 @@ def test_torch_seeds_fit_a_generator():
 def test_a_negative_seed_is_refused():
     with pytest.raises(ValueError, match="non-negative"):
         numpy_generator(-1, "partition")
+
+
+def split_mix(seed, count):
+    """SplitMix64 as its authors wrote it, in Python's integers; its first word belongs to counter 0 here."""
+    words = []
+    for i in range(count):
+        z = (seed + i * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        words.append(z ^ (z >> 31))
+    return words
+
+
+def test_random_bits_are_split_mix():
+    seeds = [0, 1, 1351750760845235182, 2**63 - 1]
+    found = random_bits(torch.tensor(seeds), 4 * 50).numpy().astype(np.uint16).reshape(4, 50, 4).astype(object)
+    for row, seed in zip(found, seeds, strict=True):
+        words = [sum(int(lane) << 16 * place for place, lane in enumerate(lanes)) for lanes in row]
+        assert words == split_mix(seed, 50)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 1001])
+def test_random_bits_of_a_seed_depend_neither_on_the_others_nor_on_their_number(count):
+    seeds = torch.tensor([5, 2**62, 7])
+    together = random_bits(seeds, 2000)
+    assert torch.equal(random_bits(seeds[1:2], count)[0], together[1, :count])
+
+
+def test_random_bits_are_uniform():
+    bits = random_bits(torch.tensor([3, 4, 2**61]), 1 << 18).to(torch.int64) + 32768
+    for lane in range(4):
+        for numbers in bits[:, lane::4]:
+            for part in (numbers >> 8, numbers & 255):
+                counts = torch.bincount(part, minlength=256).double()
+                expected = len(part) / 256
+                assert float((counts - expected).square().sum() / expected) < 255 + 5 * (2 * 255) ** 0.5

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedgh.model.cnn2 import CNN2
 from fedgh.model.layers import Dropout
@@ -10,8 +11,8 @@ from fedgh.model.layers import Dropout
 K, B = 3, 5
 
 
-def generators(device="cpu", count=K):
-    return [torch.Generator(device).manual_seed(100 + k) for k in range(count)]
+def generators(count=K):
+    return [torch.Generator().manual_seed(100 + k) for k in range(count)]
 
 
 def layers(model):
@@ -27,10 +28,10 @@ def client_gradients(model, params, x, y, generator):
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
-def cohort_gradients(model, stacked, x, y, sources, num_rows=None):
+def cohort_gradients(model, stacked, x, y, sources):
     """Gradients of all clients at once."""
     for layer in layers(model):
-        layer.generators, layer.num_rows = sources, num_rows
+        layer.generators = sources
 
     def loss(params, x, y):
         return torch.nn.functional.cross_entropy(functional_call(model, params, (x,)), y)
@@ -67,13 +68,13 @@ def check_elementwise_gradients(device):
     def loss(weight, x):
         return (layer(x * weight) * layer(weight.expand(B, 7))).sum()
 
-    layer.generators = generators(device)
+    layer.generators = generators()
     together = vmap(grad(loss))(weight, x)
-    for k, generator in enumerate(generators(device)):
+    for k, generator in enumerate(generators()):
         layer.generator = generator
         leaf = weight[k].clone().requires_grad_()
         (alone,) = torch.autograd.grad(loss(leaf, x[k]), leaf)
-        layer.generator = generators(device)[k]
+        layer.generator = generators()[k]
         assert torch.equal(alone, grad(loss)(weight[k], x[k]))
         torch.testing.assert_close(together[k], alone, rtol=1e-6, atol=1e-6)
 
@@ -112,18 +113,48 @@ def test_a_network_trains_alike_in_a_cohort_and_alone():
             torch.testing.assert_close(together[name][k], alone[name], rtol=1e-12, atol=1e-13)
 
 
-def test_padded_rows_draw_nothing():
+@pytest.mark.parametrize("inner", [(7,), (3, 2, 2), ()])
+def test_padding_leaves_the_masks_of_real_rows_as_they_are(inner):
     layer = Dropout(0.4)
-    layer.generators, layer.num_rows = generators(), [B, 2, 0]
-    sources = layer.generators
-    together = vmap(layer)(torch.ones(K, B, 7))
+    layer.generators = sources = generators()
+    together = vmap(layer)(torch.ones(K, B, *inner))
     for k, generator in enumerate(generators()):
         layer.generator = generator
-        count = layer.num_rows[k]
-        if count:
-            assert torch.equal(together[k, :count], layer(torch.ones(count, 7)))
-        assert (together[k, count:] == 0).all()
+        assert torch.equal(together[k, : B - k], layer(torch.ones(B - k, *inner)))
         assert torch.equal(sources[k].get_state(), generator.get_state())
+
+
+class Launches(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = [result] if isinstance(result, torch.Tensor) else []
+        self.count += any(tensor.numel() > 1000 for tensor in tensors)
+        return result
+
+
+def test_the_masks_of_many_clients_are_made_in_as_many_launches_as_those_of_two():
+    counts = []
+    for clients in (2, 20):
+        layer = Dropout(0.4)
+        layer.generators = generators(clients)
+        with Launches() as launches:
+            vmap(layer)(torch.ones(clients, 64, 70))
+        counts.append(launches.count)
+    assert counts[0] == counts[1] < 25
+
+
+def test_masks_of_clients_calls_and_layers_are_independent():
+    """Correlations of 200,000 numbers are within five standard deviations of zero."""
+    size, layer = 200_000, Dropout(0.5)
+    layer.generators = [torch.Generator().manual_seed(seed) for seed in (0, 1, 2, 1000)]
+    masks = torch.cat([vmap(layer)(torch.ones(4, size)) for _ in range(3)]) - 1
+    masks = torch.cat([masks, masks[:2].roll(1, 1), masks[:2].roll(4, 1), masks[:1].roll(64, 1)])
+    correlation = masks @ masks.T / size
+    assert float((correlation - torch.eye(len(masks))).abs().max()) < 5 / size**0.5
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -66,7 +66,7 @@ class FlatModel:
         self._integer = {f"module.{name}": b.shape for name, b in integer.items()}
         self._sizes = [block.stop - block.start for block in self.blocks]
         self._classifier = _Classifier(module)
-        self._generator = torch.Generator(self.device)
+        self._generator = torch.Generator()  # on the CPU: one number a call comes from it, never a mask
         self._drawing = [layer for layer in module.modules() if hasattr(layer, "generator")]
         for layer in self._drawing:
             layer.generator = self._generator  # type: ignore[assignment]
@@ -152,16 +152,15 @@ class FlatModel:
 
         return flatten(self.buffers, self._floating), flatten(self.counters, self._integer)
 
-    def share_generators(self, generators: Sequence[torch.Generator], num_rows: Sequence[int] | None) -> None:
-        """Say where layers that draw find their numbers under ``vmap``: one generator per client, for all layers.
+    def share_generators(self, generators: Sequence[torch.Generator], num_rows: Sequence[int] | None) -> None:  # noqa: ARG002
+        """Say where layers that draw find their numbers under ``vmap``.
 
         Args:
-            generators: One per client, on the device of the model.
+            generators: One per client, for all layers, on the CPU.
             num_rows: How many rows of each client's batch are real, where short ones were padded; ``None``: all.
         """
         for layer in self._drawing:
             layer.generators = generators  # type: ignore[assignment]
-            layer.num_rows = num_rows  # type: ignore[assignment]
 
 
 class _Classifier(nn.Module):
