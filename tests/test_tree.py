@@ -115,7 +115,7 @@ def test_every_part_is_complete_and_instantiates(root_config, group, name):
 
 @pytest.mark.parametrize(("group", "name"), mirrored(["model"]))
 def test_every_model_instantiates(root_config, group, name):
-    model = config.build(root_config(f"model={name}").model)(image_shape=(3, 32, 32), num_classes=5)
+    model = config.build(root_config(f"model={name}").model)(input_shape=(3, 32, 32), num_outputs=5)
     assert model.head.out_features == 5
 
 

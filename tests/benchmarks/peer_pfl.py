@@ -75,7 +75,7 @@ def play(match: Match) -> None:
     dataset = workload.dataset()
     images, labels = dataset.normalize(dataset.train_images), dataset.train_labels
     torch.manual_seed(0)
-    task = Task(workload.model(image_shape=dataset.image_shape, num_classes=dataset.num_classes))
+    task = Task(workload.model(input_shape=dataset.image_shape, num_outputs=dataset.num_classes))
 
     def data_of(client: int) -> Dataset:
         """Return a client's examples in a new order: pfl itself does not shuffle."""

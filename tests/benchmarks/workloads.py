@@ -154,7 +154,7 @@ class BareLoop:
         self.images, self.labels = dataset.normalize(dataset.train_images), dataset.train_labels
         self.test_images, self.test_labels = dataset.normalize(dataset.test_images), dataset.test_labels
         torch.manual_seed(0)
-        self.model = workload.model(image_shape=dataset.image_shape, num_classes=workload.num_classes).to(device)
+        self.model = workload.model(input_shape=dataset.image_shape, num_outputs=workload.num_classes).to(device)
         self.workload, self.device = workload, device
         self.server = [p.detach().clone() for p in self.model.parameters()]
 

@@ -87,7 +87,7 @@ def test_a_shadow_is_the_model_that_the_rule_would_have_made():
 
     expected = evaluate(federation.model, mean, federation.dataset, 1000)
     assert rows[0].metrics["shadow/mean/loss"] == expected.loss
-    assert rows[0].metrics["shadow/mean/acc"] == expected.accuracy
+    assert rows[0].metrics["shadow/mean/acc"] == expected.value
 
 
 def test_only_rules_that_remember_see_the_rounds_in_between():

@@ -152,7 +152,11 @@ def test_running_statistics_are_those_after_the_round(run_dir, monkeypatch):
     recording = replace(recording, buffers=torch.tensor([3.0]), counters=torch.tensor([7]))
     evaluated = []
     monkeypatch.setattr(
-        replay, "evaluate", lambda model, server, *rest: evaluated.append(server) or Evaluation(0, 0, [])
+        replay,
+        "evaluate",
+        lambda model, server, *rest: (
+            evaluated.append(server) or Evaluation({name: torch.zeros(1) for name in ("acc", "loss")})
+        ),
     )
     replay.replay(federation, federation.aggregator, recording, {}, 1000)
     assert (evaluated[0].buffers.tolist(), evaluated[0].counters.tolist()) == ([3.0], [7])

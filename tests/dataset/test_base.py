@@ -36,7 +36,7 @@ def test_properties():
         ({"train_images": torch.zeros(20, 3, 4, 5)}, r"train split: images must be uint8 .*got torch.float32"),
         ({"test_images": torch.zeros(6, 4, 5, dtype=torch.uint8)}, r"test split: images must be uint8 .*\(6, 4, 5\)"),
         ({"train_labels": torch.zeros(19, dtype=torch.int64)}, r"train split: labels must be int64 of shape \(20,\)"),
-        ({"train_labels": torch.zeros(20)}, r"one per image, got torch.float32 of shape \(20,\)"),
+        ({"train_labels": torch.zeros(20)}, r"one per example, got torch.float32 of shape \(20,\)"),
         (
             {"test_labels": torch.tensor([0, 1, 2, 1, -1, 1])},
             r"test split, row 2: label 2 is outside the classes 0 to 1 \(2 such labels in all\); check the labels",

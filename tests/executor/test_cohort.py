@@ -97,7 +97,7 @@ def executor(kind, model, algorithm, data=None, sgd=None, local_epochs=2, sizes=
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     return kind(
         trainer=pl.Trainer(accelerator="cpu", devices=1, max_epochs=1, logger=False, **quiet),
-        model=FlatModel(model(image_shape=data.image_shape, num_classes=3)),
+        model=FlatModel(model(input_shape=data.image_shape, num_outputs=3)),
         algorithm=algorithm(optimizer=optimizer, local_epochs=local_epochs, batch_size=4),
         dataset=data,
         client_indices=list(torch.arange(sum(sizes)).split(sizes)),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedgh.federation.evaluation import Evaluation, evaluate
+from fedgh.federation.evaluation import Cells, Evaluation, cells_of, evaluate
 from fedgh.federation.round import initial_state
 
 
@@ -29,9 +29,11 @@ def test_by_hand_and_whatever_the_batch_size(make, batch_size):
     evaluation = evaluate(federation.model, server, federation.dataset, batch_size)
     accuracy, loss, per_class = by_hand(federation, server)
     assert 0 < accuracy < 1
-    assert evaluation.accuracy == accuracy
+    assert evaluation.value == accuracy
     assert evaluation.loss == pytest.approx(loss, rel=1e-6)
-    torch.testing.assert_close(evaluation.class_accuracy, per_class)
+    cells = cells_of(federation.dataset, federation.partition)
+    assert list(evaluation.scores) == ["acc", "loss"]
+    torch.testing.assert_close(cells.cell_scores(evaluation.scores["acc"]), per_class)
 
 
 def test_it_is_the_server_that_is_evaluated(make):
@@ -41,7 +43,7 @@ def test_it_is_the_server_that_is_evaluated(make):
     before = evaluate(federation.model, server, federation.dataset, 100)
     federation.executor([0, 1, 2], server)
     again = evaluate(federation.model, server, federation.dataset, 100)
-    assert (before.accuracy, before.loss) == (again.accuracy, again.loss)
+    assert before.means == again.means
     other = evaluate(federation.model, replace(server, buffers=server.buffers + 1), federation.dataset, 100)
     assert other.loss != before.loss
 
@@ -59,15 +61,11 @@ def test_dropout_is_off_nothing_is_counted_and_the_mode_comes_back(make):
 
 def test_a_class_without_test_images_is_undefined(make):
     federation = make.federation()
-    keep = federation.dataset.test_labels != 2
-    dataset = replace(
-        federation.dataset,
-        test_images=federation.dataset.test_images[keep],
-        test_labels=federation.dataset.test_labels[keep],
-    )
+    dataset = federation.dataset.take_test((federation.dataset.test_labels != 2).nonzero().flatten())
     evaluation = evaluate(federation.model, initial_state(federation.model), dataset, 100)
-    assert evaluation.class_accuracy.isnan().tolist() == [False, False, True]
-    assert 0 <= evaluation.accuracy <= 1
+    by_class = cells_of(dataset, federation.partition).cell_scores(evaluation.scores["acc"])
+    assert by_class.isnan().tolist() == [False, False, True]
+    assert 0 <= evaluation.value <= 1
 
 
 def test_a_model_that_is_not_finite_says_so(make):
@@ -77,8 +75,9 @@ def test_a_model_that_is_not_finite_says_so(make):
 
 
 def test_public_names(make):
-    evaluation = Evaluation(0.5, 1.25, torch.tensor([1.0, 0.0], dtype=torch.float64))
-    assert evaluation.metrics(torch.tensor([[1, 0], [1, 3]])) == pytest.approx(
+    evaluation = Evaluation({"acc": torch.tensor([1.0, 0.0]).double(), "loss": torch.tensor([1.0, 1.5]).double()})
+    cells = Cells(torch.tensor([0, 1]), 2, torch.tensor([[1, 0], [1, 3]]))
+    assert evaluation.metrics(cells) == pytest.approx(
         {
             "global/test/acc": 0.5,
             "global/test/loss": 1.25,

@@ -38,7 +38,7 @@ def test_the_network_that_the_documents_name_amplifies_rounding():
 
     def trained(memory_format):
         torch.manual_seed(0)
-        module = MobileNetV2((3, 32, 32), num_classes=10).to(memory_format=memory_format)
+        module = MobileNetV2((3, 32, 32), num_outputs=10).to(memory_format=memory_format)
         start = [param.detach().clone() for param in module.parameters()]
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         rng = torch.Generator().manual_seed(1)

@@ -130,7 +130,7 @@ def test_models_can_be_copied():
         (lambda: cnn2(hidden=0), r"model.hidden must hold positive widths, got \[0\]"),
         (lambda: cnn2(dropout=(0.5,)), r"model.dropout must hold 2 probabilities, got \[0.5\]; try \[0.25, 0.5\]"),
         (lambda: cnn2(dropout=(0.5, 1.0)), r"model.dropout must be at least 0 and below 1, got 1.0; try 0.5"),
-        (lambda: MLP(DIGITS, 1, []), r"model=mlp needs at least 2 classes, got 1"),
+        (lambda: MLP(DIGITS, 0, []), r"model=mlp needs at least 1 output, got 0"),
         (lambda: MLP(DIGITS, 10, [3, -1]), r"model.hidden must hold positive widths, got \[3, -1\]"),
         (lambda: MobileNetV2((0, 8, 8), 10), r"model=mobilenet_v2 needs images of"),
     ],

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import ServerState
@@ -69,7 +68,7 @@ class HarmReport:
 def client_losses(
     federation: Federation, models: Sequence[Tensor], buffers: ServerState, client_ids: Sequence[int], batch_size: int
 ) -> Tensor:
-    """Return the mean cross-entropy of each model on each client's own training images, ``(models, clients)`` float64.
+    """Return the mean loss of each model on each client's own training examples, ``(models, clients)`` float64.
 
     Args:
         federation: Whose model is used, and left as it was.
@@ -90,11 +89,10 @@ def client_losses(
         model.load(params, buffers.buffers, buffers.counters)
         values = torch.cat(
             [
-                cross_entropy(
-                    model.forward(model.params, dataset.normalize(dataset.train_images[batch]))[0],
-                    dataset.train_labels[batch],
-                    reduction="none",
-                )
+                dataset.task.scores(
+                    model.forward(model.params, dataset.normalize(dataset.train_inputs[batch]))[0],
+                    dataset.train_targets[batch],
+                )["loss"]
                 for batch in torch.split(everyone, batch_size)
             ]
         )

@@ -97,7 +97,7 @@ class Shadow:
             evaluation = evaluate(federation.model, would_be, federation.dataset, self.batch_size)
         where = geometry(result.updates, outcome.gram, outcome.weights, aggregate)
         metrics = {
-            "acc": evaluation.accuracy,
+            evaluation.main: evaluation.value,
             "loss": evaluation.loss,
             **{k: where[k] for k in ("angle", "norm_ratio")},
         }

@@ -7,14 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from fedgh import config
 from fedgh.config.entry import launch
-from fedgh.federation.evaluation import evaluate
+from fedgh.federation.evaluation import cells_of, evaluate
 from fedgh.federation.round import to_device
-from fedgh.metric.summary import client_accuracy
 from fedgh.storage import checkpoint as checkpoints
 
 
@@ -24,7 +22,7 @@ def main() -> None:
 
 
 def run(cfg: DictConfig) -> float:
-    """Print and write the global and per-client results of a checkpoint; return the global accuracy."""
+    """Print and write the global and per-client results of a checkpoint; return the main global score."""
     cfg = config.resolve(cfg)
     path = Path(cfg.checkpoint)
     saved, path = checkpoints.load_newest(path / "checkpoints") if path.is_dir() else (checkpoints.load(path), path)
@@ -37,21 +35,23 @@ def run(cfg: DictConfig) -> float:
 
     server = to_device(saved.server, federation.model.device)
     evaluation = evaluate(federation.model, server, federation.dataset, stored.evaluation.batch_size)
-    counts = torch.from_numpy(federation.partition.class_counts)
-    metrics = evaluation.metrics(counts)
-    accuracies = client_accuracy(evaluation.class_accuracy, counts).tolist()
+    cells, main = cells_of(federation.dataset, federation.partition), evaluation.main
+    metrics = evaluation.metrics(cells)
+    scores = cells.client_scores(evaluation.scores[main]).tolist()
+    sizes = federation.partition.sizes.tolist()
 
     output_dir = Path(cfg.paths.output_dir)
     (output_dir / "evaluation.json").write_text(json.dumps({"checkpoint": str(path), **metrics}, indent=2) + "\n")
     with (output_dir / "clients.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["client", "num_examples", "acc"])
-        writer.writerows(zip(range(len(counts)), counts.sum(1).tolist(), accuracies, strict=True))
+        writer.writerow(["client", "num_examples", main])
+        writer.writerows(zip(range(len(sizes)), sizes, scores, strict=True))
     lines = [f"{path} after round {server.round_index}", *(f"{k:24s} {v:.4f}" for k, v in metrics.items()), ""]
-    lines += ["client  examples  accuracy on its own label distribution"]
-    lines += [f"{k:6d}  {int(n):8d}  {a:.4f}" for k, (n, a) in enumerate(zip(counts.sum(1), accuracies, strict=True))]
+    where = "its own label distribution" if federation.partition.test_indices is None else "its own test examples"
+    lines += [f"client  examples  {'accuracy' if main == 'acc' else main} on {where}"]
+    lines += [f"{k:6d}  {n:8d}  {score:.4f}" for k, (n, score) in enumerate(zip(sizes, scores, strict=True))]
     sys.stdout.write("\n".join([*lines, f"written to {output_dir}", ""]))
-    return metrics["global/test/acc"]
+    return evaluation.value
 
 
 if __name__ == "__main__":

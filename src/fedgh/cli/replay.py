@@ -116,7 +116,7 @@ def replay(
     after = replace(before, params=params, buffers=recording.buffers.to(device), counters=recording.counters.to(device))
     evaluation = evaluate(federation.model, after, federation.dataset, batch_size)
     line = {
-        "acc": evaluation.accuracy,
+        evaluation.main: evaluation.value,
         "loss": evaluation.loss,
         **geometry(updates, recording.gram, recording.cohort.weights, aggregate),
         "same_as_run": "yes" if hash_of(params) == recording.params_hash else "no",

@@ -196,7 +196,7 @@ def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
     federation.partition.save(run_dir / "partition.npz")
     dataset = federation.dataset
     sys.stdout.write(
-        f"{dataset.name}: {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images, "
+        f"{dataset.name}: {len(dataset.train_inputs):,} training and {len(dataset.test_inputs):,} test {dataset.noun}, "
         f"{dataset.num_classes} classes; {type(federation.model.module).__name__} with "
         f"{federation.model.params.numel():,} parameters on {federation.model.device}\n{federation.partition.card()}\n"
         f"if it is stopped     fedgh-train resume={run_dir}\n"

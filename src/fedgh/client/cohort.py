@@ -15,9 +15,7 @@ from fedgh.client.base import LocalTraining
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.flat import FlatModel
 from fedgh.core.types import ClientState
-
-PADDING = -100
-"""Label of a row that is not there; what PyTorch's cross-entropy leaves out of its mean."""
+from fedgh.task.base import PADDING
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from fedgh.config.validate import MEMORY_FORMATS
 from fedgh.core.allocator import keep_freed_memory
@@ -19,6 +23,7 @@ from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_seed
 
 if TYPE_CHECKING:
+    from fedgh.dataset.base import Dataset
     from fedgh.federation.loop import Schedule
     from fedgh.federation.round import Federation
 
@@ -68,13 +73,14 @@ def build_federation(cfg: DictConfig) -> Federation:
     trainer = build(cfg.trainer)
     device = trainer.strategy.root_device
     dataset = build(cfg.dataset)
-    partition = partitioner(dataset.train_labels.numpy(), dataset.num_classes, numpy_generator(cfg.seed, "partition"))
+    partition = partitioner(dataset.train_strata.numpy(), dataset.num_classes, numpy_generator(cfg.seed, "partition"))
     dataset = dataset.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(cfg.seed, "init"))
-        module = build(cfg.model)(image_shape=dataset.image_shape, num_classes=dataset.num_classes)
+        module = build_model(build(cfg.model), dataset)
     # runs stored before the setting existed go on without it
     model = FlatModel(module, device, MEMORY_FORMATS[cfg.get("memory_format", "contiguous")])
+    try_model(model, dataset, cfg.model["_target_"])
     executor = build(cfg.executor)(
         trainer=trainer,
         model=model,
@@ -96,6 +102,62 @@ def build_federation(cfg: DictConfig) -> Federation:
         on_nonfinite=cfg.on_nonfinite,
         buffers=cfg.buffers,
     )
+
+
+def build_model(factory: Callable[..., nn.Module], dataset: Dataset) -> nn.Module:
+    """Build the network for a data set.
+
+    Args:
+        factory: Takes ``input_shape`` and ``num_outputs``; models written for ``image_shape`` and ``num_classes`` get
+            the same under these names.
+        dataset: Says what goes in, and by its task what must come out.
+    """
+    names = parameters_of(factory)
+    shape, outputs = dataset.input_shape, dataset.task.num_outputs
+    new, old = {"input_shape": shape, "num_outputs": outputs}, {"image_shape": shape, "num_classes": outputs}
+    offered = {name: value for name, value in {**new, **old}.items() if name in names}
+    return factory(**(offered or old))
+
+
+def parameters_of(factory: Callable[..., Any]) -> set[str]:
+    """Return the parameters that can be given by name; where a class hands ``**kwargs`` to its parent, the parent's."""
+    inner = factory.func if isinstance(factory, partial) else factory
+    parents = inner.__mro__[1:] if isinstance(inner, type) else ()
+    names: set[str] = set()
+    for layer in (factory, *(vars(parent)["__init__"] for parent in parents if "__init__" in vars(parent))):
+        parameters = inspect.signature(layer).parameters
+        names |= set(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return names
+
+
+@torch.no_grad()
+def try_model(model: FlatModel, dataset: Dataset, name: str) -> None:
+    """Run the network on one test example.
+
+    Raises:
+        ConfigurationError: If it cannot read the data, or does not put out what the task needs.
+    """
+    training, example = model.module.training, dataset.normalize(dataset.test_inputs[:1])
+    what = f"{name} on dataset {dataset.name}"
+    model.module.eval()
+    try:
+        outputs, _ = model.forward(model.params, example)
+        dataset.task.scores(outputs, dataset.test_targets[:1])
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        kind = str(example.dtype).removeprefix("torch.")
+        raise ConfigurationError(
+            f"model: {what}, whose inputs are {kind} of shape {dataset.input_shape}, fails: "
+            f"{str(error).strip().splitlines()[0]}; choose a model for such inputs"
+        ) from error
+    finally:
+        model.module.train(training)
+    if outputs.shape[-1] != dataset.task.num_outputs:
+        raise ConfigurationError(
+            f"model: {what} puts out {outputs.shape[-1]} numbers an example, but its task needs "
+            f"{dataset.task.num_outputs}; build the head with num_outputs"
+        )
 
 
 def build_schedule(cfg: DictConfig) -> Schedule:

@@ -1,11 +1,12 @@
-"""What every data set becomes: two uint8 splits in memory, their labels, names, statistics and augmentation."""
+"""What every data set becomes: two resident splits, their targets and task, and the way to normalize and augment."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -13,29 +14,200 @@ from torch import Tensor
 
 from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.core.seeding import numpy_generator
+from fedgh.task.base import Task
+from fedgh.task.classification import Classification
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""Maps uint8 images (B, C, H, W) and a CPU generator to new uint8 images of the same shape."""
+"""Maps inputs (B, ...), such as uint8 images (B, C, H, W), and a CPU generator to new ones of the same shape."""
 
 
-@dataclass(frozen=True, eq=False)
-class ImageDataset:
-    """An image classification set with its official splits, held as whole tensors.
+class Dataset:
+    """A supervised set with its official splits, held as whole tensors; the contract of every data set.
+
+    There are two kinds: :class:`ImageDataset`, and :class:`TensorDataset` for everything else.
 
     Attributes:
         name: Short name for logs.
+        task: What the targets are and how outputs are judged by them.
+        augmentation: Applied to training batches before normalisation; ``None`` for none.
+        train_inputs: ``(N, *input_shape)`` as resident in memory; the only split that is partitioned among clients.
+        train_targets: ``(N,)`` or ``(N, parts)``.
+        test_inputs: ``(M, *input_shape)``.
+        test_targets: ``(M,)`` or ``(M, parts)``.
+        client_ids: Natural client of each training example, int64 ``(N,)`` from 0, such as its writer; or ``None``.
+        test_client_ids: Natural client of each test example, ``(M,)``; -1 where it is nobody's; or ``None``.
+        domains: Domain of each training example, int64 ``(N,)`` from 0, such as photo or sketch; or ``None``.
+        test_domains: Domain of each test example, ``(M,)``; or ``None``.
+    """
+
+    noun: ClassVar[str] = "examples"
+    _train_fields: ClassVar[tuple[str, ...]] = ("train_inputs", "train_targets", "client_ids", "domains")
+    _test_fields: ClassVar[tuple[str, ...]] = ("test_inputs", "test_targets", "test_client_ids", "test_domains")
+
+    if TYPE_CHECKING:  # fields or properties of each kind
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+
+        @property
+        def name(self) -> str: ...  # noqa: D102
+        @property
+        def task(self) -> Task: ...  # noqa: D102
+        @property
+        def augmentation(self) -> Augment | None: ...  # noqa: D102
+        @property
+        def train_inputs(self) -> Tensor: ...  # noqa: D102
+        @property
+        def train_targets(self) -> Tensor: ...  # noqa: D102
+        @property
+        def test_inputs(self) -> Tensor: ...  # noqa: D102
+        @property
+        def test_targets(self) -> Tensor: ...  # noqa: D102
+        @property
+        def client_ids(self) -> Tensor | None: ...  # noqa: D102
+        @property
+        def test_client_ids(self) -> Tensor | None: ...  # noqa: D102
+        @property
+        def domains(self) -> Tensor | None: ...  # noqa: D102
+        @property
+        def test_domains(self) -> Tensor | None: ...  # noqa: D102
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Return inputs ``(B, *input_shape)`` as a model takes them; by default as they are."""
+        return inputs
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input; of an image channels, height and width."""
+        return tuple(self.train_inputs.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that label-skew partitions and per-class numbers go by."""
+        return self.task.num_strata
+
+    @cached_property
+    def train_strata(self) -> Tensor:
+        """Class of each training example, ``(N,)`` int64 in ``0 .. num_classes - 1``."""
+        return self.task.strata(self.train_targets)
+
+    @cached_property
+    def test_strata(self) -> Tensor:
+        """Class of each test example, ``(M,)`` int64 on the CPU."""
+        return self.task.strata(self.test_targets).cpu()
+
+    @cached_property
+    def normalized_test_inputs(self) -> Tensor:
+        """The test split as the model sees it, ``(M, ...)``; kept, since every evaluation reads it."""
+        return self.normalize(self.test_inputs)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of shapes and contents of both splits.
+
+        A checkpoint keeps it to refuse to resume on other data. The device does not change it.
+        """
+        digest = hashlib.sha256()
+        tensors = [self.train_targets, self.test_targets, self.train_inputs, self.test_inputs]
+        natural = [self.client_ids, self.test_client_ids, self.domains, self.test_domains]
+        for tensor in (*tensors, *(tensor for tensor in natural if tensor is not None)):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same data set with its tensors on ``device``; a fingerprint already known is kept."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
+        if "fingerprint" in self.__dict__:
+            moved.__dict__["fingerprint"] = self.fingerprint
+        return moved
+
+    def take_train(self, rows: Tensor) -> Self:
+        """Return the data set with these rows of the train split alone, ``(n,)`` int64; the test split stays whole."""
+        return self._take(self._train_fields, rows)
+
+    def take_test(self, rows: Tensor) -> Self:
+        """Return the data set with these rows of the test split alone, ``(n,)`` int64; the train split stays whole."""
+        return self._take(self._test_fields, rows)
+
+    def _take(self, names: Sequence[str], rows: Tensor) -> Self:
+        values = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: v[rows.to(v.device)] for name, v in values.items() if v is not None})
+
+    def _check(self) -> None:
+        """Raise a DataError where targets, clients or domains do not fit the inputs."""
+        for split in ("train", "test"):
+            where, inputs = f"dataset {self.name}, {split} split", getattr(self, f"{split}_inputs")
+            if inputs.numel() == 0:
+                raise DataError(
+                    f"{where} is empty (shape {tuple(inputs.shape)}); copy the data set again, or check its files."
+                )
+            if fault := self.task.fault(getattr(self, f"{split}_targets"), len(inputs)):
+                raise DataError(f"{where}{fault}")
+            prefix = "" if split == "train" else "test_"
+            for name, least in (("client_ids", -1 if prefix else 0), ("domains", 0)):
+                _check_natural(where, prefix + name, getattr(self, prefix + name), len(inputs), least)
+        train, test = tuple(self.train_inputs.shape[1:]), tuple(self.test_inputs.shape[1:])
+        if train != test or self.train_inputs.dtype != self.test_inputs.dtype:
+            raise DataError(
+                f"dataset {self.name}: train {self.noun} are {_size(train)}{_kind(self.train_inputs)} but test "
+                f"{self.noun} are {_size(test)}{_kind(self.test_inputs)}; both splits must agree, so check that they "
+                "come from the same data set."
+            )
+
+
+D = TypeVar("D", bound=Dataset)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorDataset(Dataset):
+    """Token ids, rows of a table, signals: inputs of any type and shape that reach the model as they are.
+
+    See :class:`Dataset` for the fields.
+
+    Raises:
+        DataError: If shapes, types or targets do not fit together; the message names the split and row.
+    """
+
+    name: str
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+    task: Task
+    augmentation: Augment | None = None
+    client_ids: Tensor | None = None
+    test_client_ids: Tensor | None = None
+    domains: Tensor | None = None
+    test_domains: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._check()
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset(Dataset):
+    """Images with their official splits; a classification unless another task is given.
+
+    See :class:`Dataset` for the other fields; ``train_inputs`` and ``train_targets`` are other names of
+    ``train_images`` and ``train_labels``.
+
+    Attributes:
         train_images: uint8 (N, C, H, W); the only split that is ever partitioned among clients.
-        train_labels: int64 (N,), each in ``0 .. num_classes - 1``.
+        train_labels: int64 (N,), each in ``0 .. num_classes - 1``; or the targets of the task.
         test_images: uint8 (M, C, H, W).
-        test_labels: int64 (M,).
-        class_names: One per class, in the order of the labels.
+        test_labels: int64 (M,), or the targets of the task.
+        class_names: One per class, in the order of the labels; with another task the names of its strata.
         mean: Per channel, of the training images scaled to [0, 1].
         std: Per channel standard deviation on the same scale, positive.
-        augmentation: Applied to training batches before normalisation; ``None`` for none.
+        task: ``None`` becomes the classification of these classes.
 
     Raises:
         DataError: If shapes, types, labels or statistics do not fit together; the message names the split and row.
     """
+
+    noun: ClassVar[str] = "images"
+    _train_fields: ClassVar[tuple[str, ...]] = ("train_images", "train_labels", "client_ids", "domains")
+    _test_fields: ClassVar[tuple[str, ...]] = ("test_images", "test_labels", "test_client_ids", "test_domains")
 
     name: str
     train_images: Tensor
@@ -46,22 +218,48 @@ class ImageDataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augment | None
+    task: Task = None  # type: ignore[assignment]  # filled in below
+    client_ids: Tensor | None = None
+    test_client_ids: Tensor | None = None
+    domains: Tensor | None = None
+    test_domains: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_split(self.name, "train", self.train_images, self.train_labels, self.num_classes)
-        _check_split(self.name, "test", self.test_images, self.test_labels, self.num_classes)
-        train_shape, test_shape = tuple(self.train_images.shape[1:]), tuple(self.test_images.shape[1:])
-        if train_shape != test_shape:
+        if self.task is None or isinstance(self.task, Classification):
+            object.__setattr__(self, "task", Classification(tuple(self.class_names)))
+        if tuple(self.class_names) != self.task.strata_names:
             raise DataError(
-                f"dataset {self.name}: train images are {_size(train_shape)} but test images are {_size(test_shape)} "
-                "(channels x height x width); both splits must agree, so check that they come from the same data set."
+                f"dataset {self.name}: class_names are {_few(self.class_names)} but those of its task are "
+                f"{_few(self.task.strata_names)}; give class_names=task.strata_names."
             )
-        _check_statistics(self.name, train_shape[0], self.mean, self.std)
+        for split, images in (("train", self.train_images), ("test", self.test_images)):
+            if images.ndim != 4 or images.dtype != torch.uint8:
+                raise DataError(
+                    f"dataset {self.name}, {split} split: images must be uint8 of shape (N, C, H, W), "
+                    f"got {images.dtype} of shape {tuple(images.shape)}."
+                )
+        self._check()
+        _check_statistics(self.name, self.train_images.shape[1], self.mean, self.std)
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+    def train_inputs(self) -> Tensor:
+        """The training images."""
+        return self.train_images
+
+    @property
+    def train_targets(self) -> Tensor:
+        """The training labels."""
+        return self.train_labels
+
+    @property
+    def test_inputs(self) -> Tensor:
+        """The test images."""
+        return self.test_images
+
+    @property
+    def test_targets(self) -> Tensor:
+        """The test labels."""
+        return self.test_labels
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -69,17 +267,10 @@ class ImageDataset:
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of shapes, labels and images of both splits.
-
-        A checkpoint keeps it to refuse to resume on other data. The device does not change it.
-        """
-        digest = hashlib.sha256()
-        for tensor in (self.train_labels, self.test_labels, self.train_images, self.test_images):
-            digest.update(repr(tuple(tensor.shape)).encode())
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-        return digest.hexdigest()[:16]
+    @property
+    def normalized_test_images(self) -> Tensor:
+        """Another name of ``normalized_test_inputs``, float32 (M, C, H, W)."""
+        return self.normalized_test_inputs
 
     @cached_property
     def _scale_shift(self) -> tuple[Tensor, Tensor]:
@@ -89,38 +280,20 @@ class ImageDataset:
         scale, shift = 1.0 / (255.0 * std), -mean / std
         return scale.float().view(-1, 1, 1).to(device), shift.float().view(-1, 1, 1).to(device)
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return ``(images / 255 - mean) / std`` as float32, computed as ``images * scale + shift``.
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Return ``(inputs / 255 - mean) / std`` as float32, computed as ``inputs * scale + shift``.
 
         Product and sum are rounded separately, so an image's result is the same bits in any batch and on any device
         (a hardware fused multiply-add would differ between vectorised and remaining elements).
 
         Args:
-            images: uint8 (B, C, H, W) on this data set's device; left as they were.
+            inputs: Images, uint8 (B, C, H, W) on this data set's device; left as they were.
         """
         scale, shift = self._scale_shift
-        return images.float().mul_(scale).add_(shift)
-
-    @cached_property
-    def normalized_test_images(self) -> Tensor:
-        """The test split as the model sees it, float32 (M, C, H, W); kept, since every evaluation reads it."""
-        return self.normalize(self.test_images)
-
-    def to(self, device: torch.device | str) -> ImageDataset:
-        """Return the same data set with its four tensors on ``device``; a fingerprint already known is kept."""
-        moved = replace(
-            self,
-            train_images=self.train_images.to(device),
-            train_labels=self.train_labels.to(device),
-            test_images=self.test_images.to(device),
-            test_labels=self.test_labels.to(device),
-        )
-        if "fingerprint" in self.__dict__:
-            moved.__dict__["fingerprint"] = self.fingerprint
-        return moved
+        return inputs.float().mul_(scale).add_(shift)
 
 
-def take_fraction(dataset: ImageDataset, fraction: float) -> ImageDataset:
+def take_fraction(dataset: D, fraction: float) -> D:
     """Keep a fixed stratified fraction of the train split, for quick presets; the test split stays whole.
 
     Per class ``max(1, round(fraction * n_c))`` examples are kept, in their original order. The choice does not depend
@@ -133,11 +306,9 @@ def take_fraction(dataset: ImageDataset, fraction: float) -> ImageDataset:
     Raises:
         ConfigurationError: If ``fraction`` is outside (0, 1].
     """
-    rows = train_rows(dataset.train_labels.cpu().numpy(), fraction)
-    if len(rows) == len(dataset.train_labels):
-        return dataset
-    keep = torch.from_numpy(rows).to(dataset.train_labels.device)
-    return replace(dataset, train_images=dataset.train_images[keep], train_labels=dataset.train_labels[keep])
+    strata = dataset.train_strata.cpu().numpy()
+    rows = train_rows(strata, fraction)
+    return dataset if len(rows) == len(strata) else dataset.take_train(torch.from_numpy(rows))
 
 
 def train_rows(labels: np.ndarray, fraction: float) -> np.ndarray:
@@ -191,28 +362,24 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def _size(shape: Sequence[int]) -> str:
-    return "x".join(str(side) for side in shape)
+    return "x".join(str(side) for side in shape) or "single numbers"
 
 
-def _check_split(name: str, split: str, images: Tensor, labels: Tensor, num_classes: int) -> None:
-    where = f"dataset {name}, {split} split"
-    if images.ndim != 4 or images.dtype != torch.uint8:
+def _kind(tensor: Tensor) -> str:
+    return "" if tensor.dtype == torch.uint8 else f" {tensor.dtype}".replace("torch.", "")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")
+
+
+def _check_natural(where: str, name: str, ids: Tensor | None, num_examples: int, least: int) -> None:
+    if ids is None:
+        return
+    if ids.dtype != torch.int64 or tuple(ids.shape) != (num_examples,) or int(ids.min()) < least:
         raise DataError(
-            f"{where}: images must be uint8 of shape (N, C, H, W), got {images.dtype} of shape {tuple(images.shape)}."
-        )
-    if labels.ndim != 1 or labels.dtype != torch.int64 or len(labels) != len(images):
-        raise DataError(
-            f"{where}: labels must be int64 of shape ({len(images)},), one per image, "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}."
-        )
-    if images.numel() == 0:
-        raise DataError(f"{where} is empty (shape {tuple(images.shape)}); copy the data set again, or check its files.")
-    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"{where}, row {row}: label {int(labels[row])} is outside the classes 0 to {num_classes - 1} "
-            f"({len(wrong)} such labels in all); check the labels, or that all {num_classes} class names are right."
+            f"{where}: {name} must be int64 of shape ({num_examples},) from {least} on, one per example, got "
+            f"{ids.dtype} of shape {tuple(ids.shape)}{f', least {int(ids.min())}' if ids.numel() else ''}."
         )
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from fedgh.core.errors import ConfigurationError
-from fedgh.dataset.base import ImageDataset
+from fedgh.dataset.base import Dataset
 
 CHUNK_IMAGES = 4096
 """Images prepared at once, in whole batches; bounds the memory of a client, never changes the batches."""
 
 
 def client_batches(
-    dataset: ImageDataset,
+    dataset: Dataset,
     indices: Tensor,
     batch_size: int,
     local_epochs: int,
@@ -38,18 +38,19 @@ def client_batches(
         chunk_images: Images prepared at once, in whole batches; ``None`` is ``CHUNK_IMAGES``.
 
     Yields:
-        Normalised images float32 (B, C, H, W) and labels int64 (B,). Both are views of a chunk: do not write to them.
+        Normalised inputs (B, ...), of images float32 (B, C, H, W), and targets (B,) or (B, parts). Both are views of a
+        chunk: do not write to them.
 
     Raises:
         ConfigurationError: If ``batch_size``, ``local_epochs`` or ``max_steps`` is out of range.
     """
     batches = client_rows(indices, batch_size, local_epochs, shuffle_generator, max_steps)
     for chunk in _chunks(batches, chunk_images or CHUNK_IMAGES):
-        rows, sizes = torch.cat(chunk).to(dataset.train_images.device), [len(batch) for batch in chunk]
-        images, labels = dataset.train_images.index_select(0, rows), dataset.train_labels.index_select(0, rows)
+        rows, sizes = torch.cat(chunk).to(dataset.train_inputs.device), [len(batch) for batch in chunk]
+        inputs, targets = dataset.train_inputs.index_select(0, rows), dataset.train_targets.index_select(0, rows)
         if dataset.augmentation is not None and augment_generator is not None:
-            images = dataset.augmentation(images, augment_generator)
-        yield from zip(dataset.normalize(images).split_with_sizes(sizes), labels.split_with_sizes(sizes), strict=True)
+            inputs = dataset.augmentation(inputs, augment_generator)
+        yield from zip(dataset.normalize(inputs).split_with_sizes(sizes), targets.split_with_sizes(sizes), strict=True)
 
 
 def client_rows(

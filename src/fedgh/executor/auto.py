@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.flat import FlatModel
-from fedgh.dataset.base import ImageDataset
+from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
 from fedgh.executor.cohort import CohortExecutor
 from fedgh.executor.sequential import SequentialExecutor
@@ -59,12 +59,12 @@ def choose(width: int, row_dtype: str = "float32", **parts: Any) -> Executor:
 
 
 @torch.no_grad()
-def flops_per_image(model: FlatModel, dataset: ImageDataset) -> int:
+def flops_per_image(model: FlatModel, dataset: Dataset) -> int:
     """Return the floating-point operations of the forward pass on one image; matrix products and convolutions."""
     training = model.module.training
     model.module.eval()
     with FlopCounterMode(display=False) as counter:
-        model.module(dataset.normalize(dataset.train_images[:1]))
+        model.module(dataset.normalize(dataset.train_inputs[:1]))
     model.module.train(training)
     return int(counter.get_total_flops())
 

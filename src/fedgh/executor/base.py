@@ -18,7 +18,7 @@ from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_generator, torch_seed
 from fedgh.core.types import ClientState, CohortResult, ServerState
 from fedgh.core.updates import UpdateMatrix
-from fedgh.dataset.base import ImageDataset
+from fedgh.dataset.base import Dataset
 from fedgh.dataset.stream import client_batches, client_rows, num_local_steps
 
 ROW_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -58,7 +58,7 @@ class Executor(ABC):
         trainer: pl.Trainer,
         model: FlatModel,
         algorithm: Algorithm,
-        dataset: ImageDataset,
+        dataset: Dataset,
         client_indices: Sequence[Tensor],
         seed: int,
         row_dtype: str = "float32",
@@ -154,8 +154,8 @@ class Executor(ABC):
         if client_id in server.clients:
             return {name: tensor.to(self.model.device) for name, tensor in server.clients[client_id].items()}
         if client_id not in self._label_counts:
-            labels = self.dataset.train_labels[self.client_indices[client_id].to(self.model.device)]
-            self._label_counts[client_id] = torch.bincount(labels, minlength=self.dataset.num_classes)
+            strata = self.dataset.train_strata[self.client_indices[client_id].to(self.model.device)]
+            self._label_counts[client_id] = torch.bincount(strata, minlength=self.dataset.num_classes)
         return self.algorithm.init_client_state(self._label_counts[client_id].clone())
 
     def _fit(self, result: CohortResult, server: ServerState, states: list[ClientState]) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fedgh.algorithm.base import OptimizerFactory
-from fedgh.client.cohort import PADDING, CohortClient, GroupWork, Part
+from fedgh.client.cohort import CohortClient, GroupWork, Part
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import ClientState
 from fedgh.executor.base import Executor
+from fedgh.task.base import PADDING
 
 GROUP_IMAGES = 32768
 """Augmented images prepared at once for a group, about; bounds the memory, never changes the batches."""
@@ -70,8 +71,9 @@ class CohortExecutor(Executor):
     def _probe(self) -> bool:
         """Check that the loss can be vectorized, and tell whether short batches may be padded."""
         dataset, few = self.dataset, slice(4)
-        images, labels = dataset.normalize(dataset.train_images[few]), dataset.train_labels[few]
-        state = self.algorithm.init_client_state(torch.bincount(labels, minlength=dataset.num_classes))
+        images, labels = dataset.normalize(dataset.train_inputs[few]), dataset.train_targets[few]
+        counts = torch.bincount(dataset.train_strata[few], minlength=dataset.num_classes)
+        state = self.algorithm.init_client_state(counts)
         self.client.check(images, labels, state)
         return len(labels) > 2 and self.client.ignores_padding(images, labels, state)
 
@@ -104,12 +106,13 @@ class CohortExecutor(Executor):
         if len(batches[0]) == 2:
             images, labels = (stack(list(tensors)) for tensors in zip(*batches, strict=True))
         else:
-            rows = stack([rows for (rows,) in batches]).to(self.dataset.train_images.device, non_blocking=True)
-            images = self.dataset.normalize(self.dataset.train_images.index_select(0, rows.view(-1)))
-            images, labels = images.view(*rows.shape, *images.shape[1:]), self.dataset.train_labels[rows]
+            rows = stack([rows for (rows,) in batches]).to(self.dataset.train_inputs.device, non_blocking=True)
+            images = self.dataset.normalize(self.dataset.train_inputs.index_select(0, rows.view(-1)))
+            images, labels = images.view(*rows.shape, *images.shape[1:]), self.dataset.train_targets[rows]
         if num_rows is not None:
             places_in_batch = torch.arange(labels.shape[1])
             missing = places_in_batch >= torch.tensor(num_rows)[:, None]
+            missing = missing.view(*missing.shape, *[1] * (labels.ndim - 2))
             labels = labels.masked_fill(missing.to(labels.device, non_blocking=True), PADDING)
         return Part(places, images, labels, num_rows)
 

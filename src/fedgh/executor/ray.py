@@ -25,7 +25,6 @@ from torch import Tensor
 from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.errors import ConfigurationError, FedGHError, TrainingError
 from fedgh.core.types import ClientState, CohortResult, ServerState
-from fedgh.dataset.base import ImageDataset
 from fedgh.executor import ray_cluster
 from fedgh.executor.base import Executor
 from fedgh.executor.sequential import SequentialExecutor
@@ -257,15 +256,15 @@ class RayExecutor(Executor):
 
     def _pack(self) -> dict[str, Any]:
         """Return what a worker builds its executor from."""
-        dataset = self.dataset
-        one_test_image = {"test_images": dataset.test_images[:1], "test_labels": dataset.test_labels[:1]}
-        values = {field.name: getattr(dataset, field.name) for field in fields(dataset)} | one_test_image
+        dataset = self.dataset.take_test(torch.zeros(1, dtype=torch.int64))
+        values = {field.name: getattr(dataset, field.name) for field in fields(dataset)}
         return {
             "threads": self.threads,
             "flags": {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")},
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "default_dtype": torch.get_default_dtype(),
             "matmul_precision": torch.get_float32_matmul_precision(),
+            "kind": type(dataset),
             "dataset": {name: Raw(value) if isinstance(value, Tensor) else value for name, value in values.items()},
             "clients": (Raw(torch.cat(list(self.client_indices))), [len(rows) for rows in self.client_indices]),
             "parts": {
@@ -309,7 +308,7 @@ class Worker:
         for name, value in setup["flags"].items():
             setattr(torch.backends.cudnn, name, value)
         rows, sizes = setup["clients"]
-        dataset = ImageDataset(**setup["dataset"]).to(setup["parts"]["model"].device)
+        dataset = setup["kind"](**setup["dataset"]).to(setup["parts"]["model"].device)
         self.executor = SequentialExecutor(dataset=dataset, client_indices=rows.split(sizes), **setup["parts"])
 
     def ready(self) -> str:

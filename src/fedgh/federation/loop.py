@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from tqdm import tqdm
 
 from fedgh.core.types import ServerState
-from fedgh.federation.evaluation import evaluate
+from fedgh.federation.evaluation import cells_of, evaluate
 from fedgh.federation.round import Federation, Round, run_round
 from fedgh.federation.stopping import StopRequest
 from fedgh.metric.conflict import (
@@ -159,7 +158,7 @@ def describe(federation: Federation, outcome: Round, schedule: Schedule) -> Row:
     if schedule.due(schedule.evaluate_every, row.round):
         started = perf_counter()
         evaluation = evaluate(federation.model, outcome.server, federation.dataset, schedule.evaluate_batch_size)
-        row.metrics |= evaluation.metrics(torch.from_numpy(federation.partition.class_counts))
+        row.metrics |= evaluation.metrics(cells_of(federation.dataset, federation.partition))
         row.metrics["time/evaluate_seconds"] = perf_counter() - started
     return row
 

@@ -16,7 +16,7 @@ from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.types import Cohort, CohortResult, ServerState
 from fedgh.core.updates import UpdateMatrix
-from fedgh.dataset.base import ImageDataset
+from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
 from fedgh.partition.base import Partition
 from fedgh.server_optimizer.base import ServerOptimizer
@@ -52,7 +52,7 @@ class Federation:
     """
 
     seed: int
-    dataset: ImageDataset
+    dataset: Dataset
     partition: Partition
     model: FlatModel
     sampler: Sampler

@@ -11,43 +11,43 @@ from fedgh.core.errors import ConfigurationError
 
 
 class Model(nn.Module, ABC):
-    """A classifier cut into ``features`` and ``head``.
+    """A network cut into ``features`` and ``head``, built from ``input_shape`` and ``num_outputs``.
 
     Methods that regularise the representation (FedDecorr, MOON) read ``features``; those that personalise or freeze the
     classifier read ``head``. Parameters start from PyTorch's default initialisation, drawn from the global generator:
     the caller seeds it.
 
     Attributes:
-        head: The last layer, ``(feature size) -> (num_classes)``.
+        head: The last layer, ``(feature size) -> (num_outputs)``; several tasks have their outputs side by side.
     """
 
     head: nn.Linear
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """Map images ``(batch, channels, height, width)`` to features ``(batch, feature size)``."""
+        """Map inputs ``(batch, *input_shape)`` to features ``(batch, feature size)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(batch, channels, height, width)`` to logits ``(batch, num_classes)``."""
-        logits: Tensor = self.head(self.features(x))
-        return logits
+        """Map inputs ``(batch, *input_shape)`` to outputs ``(batch, num_outputs)``, logits of a classification."""
+        outputs: Tensor = self.head(self.features(x))
+        return outputs
 
 
-def require_shape(
-    image_shape: Sequence[int], num_classes: int, model: str, min_side: int = 1
+def require_images(
+    input_shape: Sequence[int], num_outputs: int, model: str, min_side: int = 1
 ) -> tuple[tuple[int, int, int], int]:
-    """Check what the data set hands to a model and return it as plain integers.
+    """Check what the data set hands to a model of images and return it as plain integers.
 
     Args:
-        image_shape: Channels, height and width.
-        num_classes: Number of classes, at least 2.
+        input_shape: Channels, height and width.
+        num_outputs: Width of the head, at least 1.
         model: Name of the model, for the message.
         min_side: Smallest height and width that the model can take, in pixels.
 
     Raises:
-        ConfigurationError: If the shape is not three positive numbers, an image is too small or a class is lacking.
+        ConfigurationError: If the shape is not three positive numbers, an image is too small or there is no output.
     """
-    shape = tuple(int(size) for size in image_shape)
+    shape = tuple(int(size) for size in input_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ConfigurationError(f"model={model} needs images of (channels, height, width), got {shape}.")
     if min(shape[1:]) < min_side:
@@ -55,9 +55,14 @@ def require_shape(
             f"model={model} needs images of at least {min_side} x {min_side} pixels, got {shape[1]} x {shape[2]}; "
             "try model=mlp."
         )
-    if num_classes < 2:
-        raise ConfigurationError(f"model={model} needs at least 2 classes, got {num_classes}.")
-    return (shape[0], shape[1], shape[2]), int(num_classes)
+    return (shape[0], shape[1], shape[2]), require_outputs(num_outputs, model)
+
+
+def require_outputs(num_outputs: int, model: str) -> int:
+    """Check the width of the head and return it as a plain integer."""
+    if num_outputs < 1:
+        raise ConfigurationError(f"model={model} needs at least 1 output, got {num_outputs}.")
+    return int(num_outputs)
 
 
 def require_widths(name: str, values: Sequence[int], length: int | None = None) -> tuple[int, ...]:

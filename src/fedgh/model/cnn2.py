@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedgh.core.errors import ConfigurationError
-from fedgh.model.base import Model, require_shape, require_widths
+from fedgh.model.base import Model, require_images, require_widths
 from fedgh.model.layers import Dropout
 
 
@@ -19,8 +19,8 @@ class CNN2(Model):
     and 3x32x32 images of 10 classes it has 1,626,442 parameters. Features are the hidden layer after dropout.
 
     Args:
-        image_shape: Channels, height and width; at least 6 x 6 pixels.
-        num_classes: Number of classes.
+        input_shape: Channels, height and width; at least 6 x 6 pixels.
+        num_outputs: Width of the head, the number of classes.
         channels: Width of the two convolutions.
         hidden: Width of the hidden layer, which is the feature size.
         dropout: Probability of dropping after pooling and after the hidden layer, each in [0, 1).
@@ -37,14 +37,14 @@ class CNN2(Model):
 
     def __init__(
         self,
-        image_shape: Sequence[int],
-        num_classes: int,
+        input_shape: Sequence[int],
+        num_outputs: int,
         channels: Sequence[int],
         hidden: int,
         dropout: Sequence[float],
     ) -> None:
         super().__init__()
-        (depth, height, width), num_classes = require_shape(image_shape, num_classes, "cnn2", min_side=6)
+        (depth, height, width), num_outputs = require_images(input_shape, num_outputs, "cnn2", min_side=6)
         first, second = require_widths("channels", channels, length=2)
         (hidden,) = require_widths("hidden", [hidden])
         if len(dropout) != 2:
@@ -61,7 +61,7 @@ class CNN2(Model):
             nn.ReLU(),
             Dropout(dropout[1]),
         )
-        self.head = nn.Linear(hidden, num_classes)
+        self.head = nn.Linear(hidden, num_outputs)
 
     def features(self, x: Tensor) -> Tensor:
         """Map images ``(batch, channels, height, width)`` to features ``(batch, hidden)``."""

@@ -8,35 +8,35 @@ from math import prod
 
 from torch import Tensor, nn
 
-from fedgh.model.base import Model, require_shape, require_widths
+from fedgh.model.base import Model, require_outputs, require_widths
 
 
 class MLP(Model):
-    """Flattened pixels through dense layers with ReLU, then the head.
+    """Flattened numbers through dense layers with ReLU, then the head.
 
-    Without hidden layers the features are the flattened pixels and the model is multinomial logistic regression: 30,730
+    Without hidden layers the features are the flattened inputs and the model is multinomial logistic regression: 30,730
     parameters for 3x32x32 images of 10 classes.
 
     Args:
-        image_shape: Channels, height and width.
-        num_classes: Number of classes.
+        input_shape: Channels, height and width, or any other shape.
+        num_outputs: Width of the head, the number of classes.
         hidden: Width of each hidden layer; empty for logistic regression.
 
     Raises:
         ConfigurationError: If a width is not positive.
     """
 
-    def __init__(self, image_shape: Sequence[int], num_classes: int, hidden: Sequence[int]) -> None:
+    def __init__(self, input_shape: Sequence[int], num_outputs: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        shape, num_classes = require_shape(image_shape, num_classes, "mlp")
-        widths = [prod(shape), *require_widths("hidden", hidden)]
+        num_outputs = require_outputs(num_outputs, "mlp")
+        widths = [prod(input_shape), *require_widths("hidden", hidden)]
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head = nn.Linear(widths[-1], num_outputs)
 
     def features(self, x: Tensor) -> Tensor:
-        """Map images ``(batch, channels, height, width)`` to features ``(batch, last width)``."""
+        """Map inputs ``(batch, *input_shape)`` to features ``(batch, last width)``."""
         hidden: Tensor = self.body(x)
         return hidden

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fedgh.model.base import Model, require_shape
+from fedgh.model.base import Model, require_images
 
 # One row a stage, as in table 2 of the paper: expansion, output channels, blocks, stride of the first block.
 STAGES = (
@@ -71,9 +71,9 @@ class MobileNetV2(Model):
     buffers hold 35,145 numbers.
 
     Args:
-        image_shape: Channels, height and width. Three of the stages halve the size, so images of up to 8 x 8 pixels
+        input_shape: Channels, height and width. Three of the stages halve the size, so images of up to 8 x 8 pixels
             end as a single position, where BatchNorm cannot train on a batch of one image.
-        num_classes: Number of classes.
+        num_outputs: Width of the head, the number of classes.
 
     Raises:
         ConfigurationError: If the image shape is not three positive numbers.
@@ -86,9 +86,9 @@ class MobileNetV2(Model):
         dropout; PyTorch's default initialisation.
     """
 
-    def __init__(self, image_shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_outputs: int) -> None:
         super().__init__()
-        (depth, _, _), num_classes = require_shape(image_shape, num_classes, "mobilenet_v2")
+        (depth, _, _), num_outputs = require_images(input_shape, num_outputs, "mobilenet_v2")
         layers = [*_convolution(depth, STEM, kernel=3), nn.ReLU()]
         width = STEM
         for expansion, width_out, blocks, stride in STAGES:
@@ -97,7 +97,7 @@ class MobileNetV2(Model):
                 width = width_out
         layers += [*_convolution(width, FEATURES, kernel=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(FEATURES, num_classes)
+        self.head = nn.Linear(FEATURES, num_outputs)
 
     def features(self, x: Tensor) -> Tensor:
         """Map images ``(batch, channels, height, width)`` to features ``(batch, 1280)``."""

@@ -38,11 +38,13 @@ class Partition:
         client_indices: One sorted int64 array of sample indices per client.
         class_counts: Samples of each class at each client, int64 ``(clients, classes)``.
         parameters: What it was drawn with, plain numbers and strings; goes into the saved file as JSON.
+        test_indices: Where clients own test samples, the sorted indices of each one's, possibly none; else ``None``.
     """
 
     client_indices: tuple[IntArray, ...]
     class_counts: IntArray
     parameters: Mapping[str, Any]
+    test_indices: tuple[IntArray, ...] | None = None
 
     @classmethod
     def from_owners(

@@ -52,16 +52,14 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the global model on test data weighted to this client's label distribution."""
-    import torch
-
-    from fedgh.federation.evaluation import evaluate
-    from fedgh.metric.summary import client_accuracy
+    from fedgh.federation.evaluation import cells_of, evaluate
 
     cfg, federation, k, server = receive(message, context)
     evaluation = evaluate(federation.model, server, federation.dataset, cfg.evaluation.batch_size)
-    counts = torch.from_numpy(federation.partition.class_counts[k : k + 1])
-    acc = float(client_accuracy(evaluation.class_accuracy, counts))
-    metrics = MetricRecord({"num-examples": int(counts.sum()), "acc": acc})
+    cells = cells_of(federation.dataset, federation.partition)
+    mine = cells.client_score(evaluation.scores[evaluation.main], k)
+    num_examples = len(federation.partition.client_indices[k])
+    metrics = MetricRecord({"num-examples": num_examples, evaluation.main: mine})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
