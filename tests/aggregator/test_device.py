@@ -8,7 +8,7 @@ import torch
 
 from fedgh.core.updates import UpdateMatrix
 
-from .accelerator import DEVICE, Accelerator, Remote
+from ..accelerator import DEVICE, Accelerator, Remote
 from .rules import RULES, build, cohort_of, matrix, random_rows
 
 

@@ -6,6 +6,8 @@ from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.dataset.augmentation import Augmentation, draw_policy, random_crop
 from fedgh.dataset.auto_augment import CIFAR10_POLICY, OPERATIONS, SIGNED, magnitudes
 
+from ..accelerator import DEVICE, Accelerator
+
 EVERYTHING = Augmentation(crop_padding=4, flip=True, auto_augment=True)
 
 
@@ -166,3 +168,34 @@ def test_gpu_gives_the_bytes_of_the_cpu(channels, size):
     images = images_of(2000, channels, size)
     on_gpu = EVERYTHING(images.cuda(), generator())
     assert torch.equal(on_gpu.cpu(), EVERYTHING(images, generator()))
+
+
+def test_drawing_apart_from_applying_gives_the_same_images():
+    """What lets a cohort draw client by client and augment all of them at once."""
+    images = images_of(60)
+    streams = [generator(seed) for seed in (1, 2, 3)]
+    alone = [EVERYTHING(part, stream) for part, stream in zip(images.split([30, 10, 20]), streams, strict=True)]
+    draws = [EVERYTHING.draw(count, generator(seed)) for count, seed in ((30, 1), (10, 2), (20, 3))]
+    assert torch.equal(EVERYTHING.apply(images, torch.cat(draws)), torch.cat(alone))
+
+
+@pytest.mark.parametrize("augmentation", [EVERYTHING, Augmentation(0, False, True), Augmentation(4, True, False)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nothing_waits_for_an_accelerator(augmentation, channels):
+    images = images_of(2000, channels, size=8)
+    augmentation(images[:500], generator(3))  # tables of the geometric operations are made once
+    expected = augmentation(images, generator())
+    with Accelerator() as accelerator:
+        there = images.to(DEVICE)
+        augmentation(there, generator(3))
+        accelerator.reset()
+        found = augmentation(there, generator())
+        assert not accelerator.waits.total()
+        assert not accelerator.copied_to_host
+        assert accelerator.copied_to_device.total() == 1 + augmentation.auto_augment
+        assert accelerator.operations < 210
+        assert torch.equal(found.cpu(), expected)
+        launches = accelerator.operations
+        accelerator.reset()
+        augmentation(there.repeat(3, 1, 1, 1), generator())
+        assert accelerator.operations <= launches + 10  # whatever the number of images

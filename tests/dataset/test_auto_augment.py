@@ -75,9 +75,9 @@ def test_the_policy_is_torchvisions():
 
 def test_translation_by_hand():
     # 20 / 331 * 3 pixels, truncated to 1: result pixel x shows source pixel x - 1, the first column is outside.
-    table = source_pixels("TranslateX", 1.9, 2, 3, torch.device("cpu"))
+    table = source_pixels("TranslateX", 1.9, 2, 3)
     assert table.tolist() == [0, 1, 2, 0, 4, 5]
-    assert source_pixels("TranslateY", -1.9, 2, 3, torch.device("cpu")).tolist() == [4, 5, 6, 0, 0, 0]
+    assert source_pixels("TranslateY", -1.9, 2, 3).tolist() == [4, 5, 6, 0, 0, 0]
 
 
 def test_equalize_by_hand():

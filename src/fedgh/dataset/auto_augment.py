@@ -1,6 +1,7 @@
-"""The operations and the CIFAR-10 policy of AutoAugment, each operation once, on a batch with per-image magnitudes.
+"""The operations and the CIFAR-10 policy of AutoAugment, each kind of operation once, on a batch of images.
 
-Every operation returns the same bytes as torchvision's for the same image and magnitude: point operations repeat its
+What an operation does to an image is two numbers, worked out on the host: the device gets them all in one copy. Every
+operation returns the same bytes as torchvision's for the same image and magnitude: point operations repeat its
 float32 arithmetic one rounding at a time, which no device may reorder, and the five geometric ones look source pixels
 up in tables that torchvision itself fills on the CPU, once per magnitude and image size.
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -24,8 +26,9 @@ SIGNED = frozenset(
     {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness"}
 )
 
-Operation = Callable[[Tensor, Tensor], Tensor]
-"""Takes uint8 images (B, C, H, W) and signed magnitudes float64 (B,) on the CPU; returns new images."""
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Takes uint8 images (B, C, H, W) and two numbers for each of them, float32 (B, 2); returns new images."""
+Numbers = tuple[float, float]
 
 Step = tuple[str, float, int | None]
 """Name of an operation, probability of applying it, magnitude bin (``None`` where it has no magnitude)."""
@@ -84,11 +87,11 @@ def magnitudes(operation: str, height: int, width: int) -> Tensor:
 
 
 @lru_cache(maxsize=512)
-def source_pixels(operation: str, magnitude: float, height: int, width: int, device: torch.device) -> Tensor:
-    """Return which pixel each pixel of the result is copied from, int64 (height * width,).
+def source_pixels(operation: str, magnitude: float, height: int, width: int) -> Tensor:
+    """Return which pixel each pixel of the result is copied from, int64 (height * width,) on the CPU.
 
     Value ``1 + i`` means pixel ``i`` in row-major order, 0 means outside the image. torchvision warps an image whose
-    grey levels are these numbers (exact in float32 up to 2^24 pixels), on the CPU whatever ``device`` is.
+    grey levels are these numbers (exact in float32 up to 2^24 pixels).
     """
     from torchvision.transforms import functional
 
@@ -103,39 +106,54 @@ def source_pixels(operation: str, magnitude: float, height: int, width: int, dev
         pixels = int(magnitude)
         translate = [pixels, 0] if operation == "TranslateX" else [0, pixels]
         warped = functional.affine(numbers, angle=0.0, translate=translate, scale=1.0, shear=[0.0, 0.0])
-    table: Tensor = warped.long().view(-1).to(device)
+    table: Tensor = warped.long().view(-1)
     return table
 
 
-def warp(images: Tensor, magnitude: Tensor, operation: str) -> Tensor:
-    """Shear, translate or rotate each image by its own signed magnitude; nearest pixel, outside is 0."""
+_tables: dict[tuple[int, int], dict[tuple[str, float], int]] = {}
+
+
+def table_of(operation: str, magnitude: float, height: int, width: int) -> int:
+    """Return the row of :func:`tables` that belongs to an operation and a magnitude."""
+    known = _tables.setdefault((height, width), {})
+    return known.setdefault((operation, magnitude), len(known))
+
+
+@lru_cache(maxsize=8)
+def tables(height: int, width: int, known: int, device: torch.device) -> Tensor:
+    """Return the first ``known`` of :func:`source_pixels` asked for so far, int64 (known, height * width)."""
+    keys = list(_tables[height, width])[:known]
+    return torch.stack([source_pixels(operation, value, height, width) for operation, value in keys]).to(device)
+
+
+def warp(images: Tensor, numbers: Tensor) -> Tensor:
+    """Shear, translate or rotate each image by its own table; nearest pixel, outside is 0."""
     batch, channels, height, width = images.shape
-    values, which = torch.unique(magnitude, return_inverse=True)
-    tables = [source_pixels(operation, value, height, width, images.device) for value in values.tolist()]
-    source = torch.stack(tables).index_select(0, which.to(images.device))  # (batch, pixels)
+    known = tables(height, width, len(_tables[height, width]), images.device)
+    source = known.index_select(0, numbers[:, 0].long())  # (batch, pixels)
     padded = F.pad(images.flatten(2), (1, 0))  # the leading zero is what "outside" points at
     return padded.gather(2, source[:, None].expand(batch, channels, -1)).view(images.shape)
 
 
-def brightness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Scale by ``1 + magnitude``: blend with black."""
-    return _blend(images, torch.zeros((), device=images.device), magnitude)
+def brightness(images: Tensor, numbers: Tensor) -> Tensor:
+    """Blend with black."""
+    return _blend(images, torch.zeros((), device=images.device), numbers)
 
 
-def color(images: Tensor, magnitude: Tensor) -> Tensor:
+def color(images: Tensor, numbers: Tensor) -> Tensor:
     """Blend with the image's own grey version; an image of one channel stays as it is."""
-    return images.clone() if images.shape[1] == 1 else _blend(images, _grey(images), magnitude)
+    return images.clone() if images.shape[1] == 1 else _blend(images, _grey(images), numbers)
 
 
-def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
+def contrast(images: Tensor, numbers: Tensor) -> Tensor:
     """Blend with the image's mean grey level."""
     grey = images if images.shape[1] == 1 else _grey(images)
     total = grey.sum(dim=(-3, -2, -1), keepdim=True).float()  # integers: exact in any order below 2^24
     pixels = torch.full_like(total, grey.shape[-2] * grey.shape[-1])  # a scalar divisor would multiply on CUDA
-    return _blend(images, total / pixels, magnitude)
+    return _blend(images, total / pixels, numbers)
 
 
-def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
+def sharpness(images: Tensor, numbers: Tensor) -> Tensor:
     """Blend with a smoothed version: 3x3 weights 1, centre 5, over 13; the border stays as it is."""
     if min(images.shape[-2:]) <= 2:
         return images.clone()
@@ -145,22 +163,21 @@ def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
     smooth = images.clone()
     # A thirteenth is never half-way, so float rounding cannot decide which way round() goes.
     smooth[..., 1:-1, 1:-1] = (total.float() * (1.0 / 13.0)).round().to(torch.uint8)
-    return _blend(images, smooth, magnitude)
+    return _blend(images, smooth, numbers)
 
 
-def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Keep the highest ``magnitude`` bits of every value."""
-    mask = (256 - 2 ** (8 - magnitude.long())).to(torch.uint8)
-    return images & _per_image(mask, images)
+def posterize(images: Tensor, numbers: Tensor) -> Tensor:
+    """Keep the bits of every value that the first number has."""
+    return images & _per_image(numbers[:, 0].to(torch.uint8))
 
 
-def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Invert values at or above the threshold ``magnitude``."""
-    threshold = _per_image(magnitude.ceil().to(torch.uint8), images)
+def solarize(images: Tensor, numbers: Tensor) -> Tensor:
+    """Invert values at or above the first number."""
+    threshold = _per_image(numbers[:, 0].to(torch.uint8))
     return images ^ (images >= threshold).to(torch.uint8).neg_()  # -1 is 255: all bits change
 
 
-def auto_contrast(images: Tensor, magnitude: Tensor) -> Tensor:  # noqa: ARG001
+def auto_contrast(images: Tensor, numbers: Tensor) -> Tensor:  # noqa: ARG001
     """Stretch each channel to the full range; a channel of one level stays as it is."""
     low = images.amin(dim=(-2, -1), keepdim=True).float()
     high = images.amax(dim=(-2, -1), keepdim=True).float()
@@ -169,7 +186,7 @@ def auto_contrast(images: Tensor, magnitude: Tensor) -> Tensor:  # noqa: ARG001
     return ((images - low.masked_fill(flat, 0.0)) * scale).clamp_(0, 255).to(torch.uint8)
 
 
-def equalize(images: Tensor, magnitude: Tensor) -> Tensor:  # noqa: ARG001
+def equalize(images: Tensor, numbers: Tensor) -> Tensor:  # noqa: ARG001
     """Equalise the histogram of each channel of each image."""
     batch, channels, height, width = images.shape
     levels = images.reshape(batch * channels, -1).long()
@@ -185,35 +202,64 @@ def equalize(images: Tensor, magnitude: Tensor) -> Tensor:  # noqa: ARG001
     return table.gather(1, levels).view(images.shape)
 
 
-def invert(images: Tensor, magnitude: Tensor) -> Tensor:  # noqa: ARG001
+def invert(images: Tensor, numbers: Tensor) -> Tensor:  # noqa: ARG001
     """Return ``255 - images``."""
     return 255 - images
 
 
-def _warp_as(operation: str) -> Operation:
-    return lambda images, magnitude: warp(images, magnitude, operation)
+@dataclass(frozen=True)
+class Operation:
+    """One of AutoAugment's operations.
+
+    Attributes:
+        kernel: What it does to a batch; operations of one kernel are one launch.
+        numbers: ``numbers(magnitude, height, width)``, what the kernel wants to know of an image.
+    """
+
+    kernel: Kernel
+    numbers: Callable[[float, int, int], Numbers]
+
+    def __call__(self, images: Tensor, magnitude: Tensor) -> Tensor:
+        """Return new images, each with its own signed magnitude, float64 (B,) on the CPU."""
+        numbers = [self.numbers(value, *images.shape[-2:]) for value in magnitude.tolist()]
+        return self.kernel(images, torch.tensor(numbers, dtype=torch.float32).to(images.device))
+
+
+def _warped(operation: str) -> Operation:
+    return Operation(warp, lambda magnitude, *size: (float(table_of(operation, magnitude, *size)), 0.0))
+
+
+def _shares(magnitude: float, *_: int) -> Numbers:
+    """Return how much of the image and of the other image a blend takes, to be rounded once as in torchvision."""
+    factor = 1.0 + magnitude
+    return factor, 1.0 - factor
+
+
+def _nothing(*_: float) -> Numbers:
+    return 0.0, 0.0
 
 
 OPERATIONS: dict[str, Operation] = {
-    "ShearX": _warp_as("ShearX"),
-    "ShearY": _warp_as("ShearY"),
-    "TranslateX": _warp_as("TranslateX"),
-    "TranslateY": _warp_as("TranslateY"),
-    "Rotate": _warp_as("Rotate"),
-    "Brightness": brightness,
-    "Color": color,
-    "Contrast": contrast,
-    "Sharpness": sharpness,
-    "Posterize": posterize,
-    "Solarize": solarize,
-    "AutoContrast": auto_contrast,
-    "Equalize": equalize,
-    "Invert": invert,
+    "ShearX": _warped("ShearX"),
+    "ShearY": _warped("ShearY"),
+    "TranslateX": _warped("TranslateX"),
+    "TranslateY": _warped("TranslateY"),
+    "Rotate": _warped("Rotate"),
+    "Brightness": Operation(brightness, _shares),
+    "Color": Operation(color, _shares),
+    "Contrast": Operation(contrast, _shares),
+    "Sharpness": Operation(sharpness, _shares),
+    "Posterize": Operation(posterize, lambda bits, *_: (float(256 - 2 ** (8 - int(bits))), 0.0)),
+    "Solarize": Operation(solarize, lambda threshold, *_: (float(math.ceil(threshold)), 0.0)),
+    "AutoContrast": Operation(auto_contrast, _nothing),
+    "Equalize": Operation(equalize, _nothing),
+    "Invert": Operation(invert, _nothing),
 }
+KERNELS: tuple[Kernel, ...] = tuple(dict.fromkeys(operation.kernel for operation in OPERATIONS.values()))
 
 
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1).to(images.device)
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -221,8 +267,7 @@ def _grey(images: Tensor) -> Tensor:
     return (0.2989 * red + 0.587 * green + 0.114 * blue).to(torch.uint8).unsqueeze(-3)
 
 
-def _blend(images: Tensor, other: Tensor, magnitude: Tensor) -> Tensor:
-    """Return ``(1 + magnitude) images - magnitude other``, clamped; both factors rounded from double as torchvision."""
-    factor = 1.0 + magnitude
-    mixed = _per_image(factor.float(), images) * images
-    return mixed.add_(_per_image((1.0 - factor).float(), images) * other).clamp_(0, 255).to(torch.uint8)
+def _blend(images: Tensor, other: Tensor, numbers: Tensor) -> Tensor:
+    """Return the first number times the images plus the second times the others, clamped."""
+    mine, others = numbers.unbind(1)
+    return (_per_image(mine) * images).add_(_per_image(others) * other).clamp_(0, 255).to(torch.uint8)
