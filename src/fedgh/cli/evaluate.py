@@ -34,7 +34,8 @@ def run(cfg: DictConfig) -> float:
     checkpoints.check_fits(saved, path, layout, federation.dataset.fingerprint, federation.partition.hash)
 
     server = to_device(saved.server, federation.model.device)
-    evaluation = evaluate(federation.model, server, federation.dataset, stored.evaluation.batch_size)
+    batch_size = stored.evaluation.batch_size
+    evaluation = evaluate(federation.model, server, federation.dataset, batch_size, federation.metrics)
     cells, main = cells_of(federation.dataset, federation.partition), evaluation.main
     metrics = evaluation.metrics(cells)
     scores = cells.client_scores(evaluation.scores[main]).tolist()

@@ -14,7 +14,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from fedgh.config.validate import MEMORY_FORMATS
 from fedgh.core.allocator import keep_freed_memory
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from fedgh.dataset.base import Dataset
     from fedgh.federation.loop import Schedule
     from fedgh.federation.round import Federation
+    from fedgh.metric.collection import Metrics
+
+FEW = 8
+"""Test examples that model and metrics are tried on before training."""
 
 
 def build(node: Any, **parts: Any) -> Any:
@@ -80,7 +84,7 @@ def build_federation(cfg: DictConfig) -> Federation:
         module = build_model(build(cfg.model), dataset)
     # runs stored before the setting existed go on without it
     model = FlatModel(module, device, MEMORY_FORMATS[cfg.get("memory_format", "contiguous")])
-    try_model(model, dataset, cfg.model["_target_"])
+    outputs = try_model(model, dataset, cfg.model["_target_"])
     executor = build(cfg.executor)(
         trainer=trainer,
         model=model,
@@ -101,6 +105,7 @@ def build_federation(cfg: DictConfig) -> Federation:
         server_optimizer=server_optimizer,
         on_nonfinite=cfg.on_nonfinite,
         buffers=cfg.buffers,
+        metrics=build_metrics(cfg.get("metric"), dataset, outputs),  # runs stored before the group existed have none
     )
 
 
@@ -133,18 +138,18 @@ def parameters_of(factory: Callable[..., Any]) -> set[str]:
 
 
 @torch.no_grad()
-def try_model(model: FlatModel, dataset: Dataset, name: str) -> None:
-    """Run the network on one test example.
+def try_model(model: FlatModel, dataset: Dataset, name: str) -> Tensor:
+    """Run the network on the first few test examples and return its outputs.
 
     Raises:
         ConfigurationError: If it cannot read the data, or does not put out what the task needs.
     """
-    training, example = model.module.training, dataset.normalize(dataset.test_inputs[:1])
+    training, example = model.module.training, dataset.normalize(dataset.test_inputs[:FEW])
     what = f"{name} on dataset {dataset.name}"
     model.module.eval()
     try:
         outputs, _ = model.forward(model.params, example)
-        dataset.task.scores(outputs, dataset.test_targets[:1])
+        dataset.task.scores(outputs, dataset.test_targets[:FEW])
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         kind = str(example.dtype).removeprefix("torch.")
         raise ConfigurationError(
@@ -158,6 +163,41 @@ def try_model(model: FlatModel, dataset: Dataset, name: str) -> None:
             f"model: {what} puts out {outputs.shape[-1]} numbers an example, but its task needs "
             f"{dataset.task.num_outputs}; build the head with num_outputs"
         )
+    return outputs
+
+
+def build_metrics(node: DictConfig | None, dataset: Dataset, outputs: Tensor) -> Metrics | None:
+    """Return the chosen metrics, or None if there are none beyond the task's own scores.
+
+    Args:
+        node: The group ``metric``: by name, metrics of torchmetrics, which are told the number of classes.
+        dataset: Whose task the metrics are to fit.
+        outputs: Of the first few test examples, to try them on.
+
+    Raises:
+        ConfigurationError: If one cannot be built or does not fit the task.
+    """
+    if not (chosen := {str(name): metric for name, metric in (node or {}).items() if metric}):
+        return None
+    from fedgh.metric.collection import Metrics  # here, as in build_federation
+
+    def make(width: int) -> dict[str, Any]:
+        return {name: build_metric(name, metric, width) for name, metric in chosen.items()}
+
+    return Metrics(make, dataset.task, outputs.cpu(), dataset.test_targets[: len(outputs)].cpu())
+
+
+def build_metric(name: str, node: DictConfig, width: int) -> Any:
+    """Return one metric; ``num_classes`` and ``num_outputs`` are its target's unless the config says otherwise."""
+    factory = build({**node, "_partial_": True})
+    wanted = parameters_of(factory) - set(node)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a metric keeps all outputs, as we do anyway
+            return factory(**{key: width for key in ("num_classes", "num_outputs") if key in wanted})
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigurationError(f"metric.{name}: {node['_target_']} cannot be built: {reason}") from error
 
 
 def build_schedule(cfg: DictConfig) -> Schedule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedgh.core.flat import FlatModel
 from fedgh.dataset.base import Dataset
+from fedgh.metric.collection import Metrics
 from fedgh.metric.summary import client_accuracy, spread
 from fedgh.partition.base import Partition
 
@@ -93,9 +94,11 @@ class Evaluation:
 
     Attributes:
         scores: Of each test example by name, ``(examples,)`` float64 on the CPU; the first is the main one.
+        further: Metrics of the whole split by name, as ``metric=`` chooses them.
     """
 
     scores: Mapping[str, Tensor]
+    further: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -124,11 +127,14 @@ class Evaluation:
             cells: Which test examples speak for which clients.
         """
         clients = cells.client_scores(self.scores[self.main])
-        means = {f"global/test/{name}": mean for name, mean in self.means.items()}
+        means = {f"global/test/{name}": mean for name, mean in {**self.means, **self.further}.items()}
         return {**means, **spread(clients, f"client/test/{self.main}")}
 
 
-def evaluate(model: FlatModel, weights: Weights, dataset: Dataset, batch_size: int) -> Evaluation:
+@torch.no_grad()
+def evaluate(
+    model: FlatModel, weights: Weights, dataset: Dataset, batch_size: int, metrics: Metrics | None = None
+) -> Evaluation:
     """Evaluate a model in evaluation mode, in large batches, on the device where everything lives.
 
     Args:
@@ -136,20 +142,19 @@ def evaluate(model: FlatModel, weights: Weights, dataset: Dataset, batch_size: i
         weights: The server's state, or a client's own model.
         dataset: Whose test split is used.
         batch_size: Examples per forward pass; bounds the memory, does not change the result.
+        metrics: Computed once on the outputs of the whole split, beside the task's scores.
     """
-    return Evaluation(score(model, weights, dataset, batch_size))
-
-
-@torch.no_grad()
-def score(model: FlatModel, weights: Weights, dataset: Dataset, batch_size: int) -> dict[str, Tensor]:
-    """Return what the task says of each test example, ``(examples,)`` float64 on the CPU; see :func:`evaluate`."""
     model.load(weights.params, weights.buffers, weights.counters)
     training = model.module.training
     model.module.eval()
     found: list[dict[str, Tensor]] = []
+    gathered: list[Tensor] = []
     split = (dataset.normalized_test_inputs, dataset.test_targets)
     for inputs, targets in zip(*(torch.split(tensor, batch_size) for tensor in split), strict=True):
         outputs, _ = model.forward(model.params, inputs)
         found.append(dataset.task.scores(outputs, targets))
+        if metrics:
+            gathered.append(outputs)
     model.module.train(training)
-    return {name: torch.cat([batch[name] for batch in found]).double().cpu() for name in found[0]}
+    scores = {name: torch.cat([batch[name] for batch in found]).double().cpu() for name in found[0]}
+    return Evaluation(scores, metrics(torch.cat(gathered), dataset.test_targets) if metrics else {})

@@ -157,7 +157,9 @@ def describe(federation: Federation, outcome: Round, schedule: Schedule) -> Row:
                 row.metrics |= harmonization_metrics(gram, outcome.weights, aggregate.coefficients, aggregate.mixing)
     if schedule.due(schedule.evaluate_every, row.round):
         started = perf_counter()
-        evaluation = evaluate(federation.model, outcome.server, federation.dataset, schedule.evaluate_batch_size)
+        evaluation = evaluate(
+            federation.model, outcome.server, federation.dataset, schedule.evaluate_batch_size, federation.metrics
+        )
         row.metrics |= evaluation.metrics(cells_of(federation.dataset, federation.partition))
         row.metrics["time/evaluate_seconds"] = perf_counter() - started
     return row

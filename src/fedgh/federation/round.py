@@ -18,6 +18,7 @@ from fedgh.core.types import Cohort, CohortResult, ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
+from fedgh.metric.collection import Metrics
 from fedgh.partition.base import Partition
 from fedgh.server_optimizer.base import ServerOptimizer
 from fedgh.storage.client_store import update_clients
@@ -49,6 +50,7 @@ class Federation:
         server_optimizer: How the server moves.
         on_nonfinite: ``drop`` a client whose update is not finite, or ``raise``.
         buffers: ``average`` the clients' running statistics by n_k/n, or ``keep_global``.
+        metrics: What an evaluation computes beside the task's own scores; None for nothing.
     """
 
     seed: int
@@ -62,6 +64,7 @@ class Federation:
     server_optimizer: ServerOptimizer
     on_nonfinite: str = "drop"
     buffers: str = "average"
+    metrics: Metrics | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("on_nonfinite", ("drop", "raise")), ("buffers", ("average", "keep_global"))):

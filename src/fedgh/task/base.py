@@ -55,6 +55,13 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def predictions(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return what further metrics compare, by target: predictions (probabilities, or numbers) and truth.
+
+        Where there is one target its name is empty. Targets that are ``PADDING`` are left out.
+        """
+
+    @abstractmethod
     def strata(self, targets: Tensor) -> Tensor:
         """Return the class of each example, ``(N,)`` int64 in ``0 .. num_strata - 1``."""
 
@@ -72,6 +79,12 @@ def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """
     total = cross_entropy(logits, targets, reduction="sum", ignore_index=PADDING)
     return total / (targets != PADDING).sum().clamp(min=1)
+
+
+def probabilities(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the softmax of logits ``(n, classes)`` and labels ``(n,)``, both without padding."""
+    known = labels != PADDING
+    return logits[known].softmax(-1), labels[known]
 
 
 def label_fault(labels: Tensor, num_classes: int, padding: bool) -> str | None:

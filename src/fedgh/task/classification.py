@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedgh.core.errors import DataError
-from fedgh.task.base import PADDING, Task, label_fault, type_fault
+from fedgh.task.base import PADDING, Task, label_fault, probabilities, type_fault
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Classification(Task):
         """Return whether each is right (``acc``) and its cross-entropy (``loss``)."""
         loss = cross_entropy(outputs, targets, reduction="none", ignore_index=PADDING)
         return {"acc": (outputs.argmax(-1) == targets).float(), "loss": loss}
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return probabilities ``(n, classes)`` and labels ``(n,)``."""
+        return {"": probabilities(outputs, targets)}
 
     def strata(self, targets: Tensor) -> Tensor:
         """Return the labels."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedgh.task.base import PADDING, Task, label_fault, mean_cross_entropy, type_fault
+from fedgh.task.base import PADDING, Task, label_fault, mean_cross_entropy, probabilities, type_fault
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class MultiTask(Task):
         labelled = (targets != PADDING).sum(-1).clamp(min=1)
         each = {f"acc/{name}": row for name, row in zip(self.class_names, right, strict=True)}
         return {"acc": right.sum(0) / labelled, "loss": torch.stack(losses).sum(0) / labelled, **each}
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return probabilities ``(n, classes)`` and labels ``(n,)`` of each task."""
+        pairs = zip(self.class_names, self.parts(outputs), targets.unbind(-1), strict=True)
+        return {name: probabilities(part, labels) for name, part, labels in pairs}
 
     def strata(self, targets: Tensor) -> Tensor:
         """Return the labels of the first task."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedgh.task.base import PADDING, Task, label_fault, mean_cross_entropy, type_fault
+from fedgh.task.base import PADDING, Task, label_fault, mean_cross_entropy, probabilities, type_fault
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class NextToken(Task):
         number = (targets != PADDING).reshape(len(targets), -1).sum(1).clamp(min=1)
         acc, loss = (values.reshape(len(targets), -1).sum(1) / number for values in (right, losses))
         return {"acc": acc, "loss": loss}
+
+    def predictions(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return probabilities ``(n, tokens)`` and tokens ``(n,)`` of all positions that count."""
+        return {"": probabilities(outputs.reshape(-1, self.num_outputs), targets.reshape(-1))}
 
     def strata(self, targets: Tensor) -> Tensor:
         """Return the first target."""

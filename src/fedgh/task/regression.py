@@ -77,6 +77,11 @@ class Regression(Task):
         r2 = torch.where(counts.any(1), 1 - squared / self.variance, 0.0)
         return {"r2": r2, "loss": squared, "mae": error.abs().sum(1) / number}
 
+    def predictions(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return predicted and true numbers, ``(n,)`` or ``(n, outputs)``."""
+        known = (targets != PADDING).reshape(len(targets), -1).all(1)
+        return {"": (outputs.reshape(targets.shape)[known], targets[known])}
+
     def strata(self, targets: Tensor) -> Tensor:
         """Return the interval that the first target lies in."""
         first = targets if targets.ndim == 1 else targets[:, 0]
