@@ -25,7 +25,6 @@ MOVED = {
     "fedgh.sweep_job": "fedgh.sweep.job",
     "fedgh.search": "fedgh.sweep.search",
     "fedgh.jobs": "fedgh.sweep.processes",
-    "fedgh.report.seeds": "fedgh.sweep.tables",
     "fedgh.federation.checkpoint": "fedgh.storage.checkpoint",
     "fedgh.federation.claim": "fedgh.storage.claim",
     "fedgh.federation.csv_table": "fedgh.storage.csv_table",
@@ -37,6 +36,9 @@ MOVED = {
     "fedgh.federation.family": "fedgh.recording.family",
     "fedgh.federation.picture": "fedgh.plot.picture",
     "fedgh.federation.family_picture": "fedgh.plot.family",
+    "fedgh.report.run": "fedgh.storage.run",
+    "fedgh.report.wandb_files": "fedgh.tracking.wandb_files",
+    "fedgh.report.figures": "fedgh.plot.curves",
 }
 
 

@@ -10,7 +10,7 @@ from fedgh.cli import paper as reproduce
 from fedgh.cli.paper import read
 from fedgh.core.errors import ConfigurationError
 from fedgh.paper.matrix import cell_of, cells
-from fedgh.report.run import flatten
+from fedgh.storage.run import flatten
 
 
 @pytest.fixture

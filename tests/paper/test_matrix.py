@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from fedgh import config
 from fedgh.paper.matrix import EXPERIMENTS, GROUPS, cell_of, cells, cells_of, layered, places, presets, variants
-from fedgh.report.run import flatten
+from fedgh.storage.run import flatten
 
 SIZES = {"table1": 48, "table2": 24, "table3": 16, "table4": 16, "figure2": 6, "figure4": 4, "figure5": 16}
 

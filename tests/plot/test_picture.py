@@ -34,7 +34,7 @@ def test_small_partitions_are_bubbles_with_area_for_samples():
     assert grid.get_title(loc="right") == "largest disc: 40 samples"
 
 
-@pytest.mark.parametrize(("num_clients", "num_classes"), [(100, 10), (100, 100), (5, 200), (1000, 10)])
+@pytest.mark.parametrize(("num_clients", "num_classes"), [(100, 10), (100, 100), (5, 200), (300, 10)])
 def test_large_partitions_are_heat_maps(num_clients, num_classes, tmp_path):
     counts = np.arange(num_clients * num_classes).reshape(num_clients, num_classes) % 7
     figure = partition_figure(counts)
@@ -43,6 +43,21 @@ def test_large_partitions_are_heat_maps(num_clients, num_classes, tmp_path):
     assert scale.get_ylabel() == "Samples"
     assert len(grid.get_xticks()) <= 30
     assert len(grid.get_yticks()) <= 30
+    save_png(figure, tmp_path / "partition.png")
+
+
+def test_very_many_clients_are_a_sample_and_said_to_be(tmp_path):
+    """Ten thousand clients: as many columns, patches and ticks as three hundred; the mean is over all."""
+    counts = np.repeat(np.arange(10_000)[:, None] % 7, 10, axis=1)
+    figure = partition_figure(counts)
+    sizes, grid, _ = figure.axes
+    assert grid.images[0].get_array().shape == (10, 300)
+    assert len(sizes.patches) == 1
+    assert sizes.lines[0].get_ydata()[0] == counts.sum(axis=1).mean()
+    assert sizes.get_title(loc="left").endswith("over 10,000 clients; 300 of them, evenly spaced")
+    names = [label.get_text() for label in grid.get_xticklabels()]
+    assert (names[0], len(names)) == ("0", 30)
+    assert int(names[-1]) > 9000
     save_png(figure, tmp_path / "partition.png")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from fedgh.paper.matrix import GROUPS, cells
-from fedgh.report.run import Run
+from fedgh.storage.run import Run
 from fedgh.storage.tables import write_rows
 from fedgh.tracking.recorder import CsvTable
 

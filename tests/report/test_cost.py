@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fedgh.report.cost import cost_line, hardware, reach, rounds_to_reach, sample_passes, seconds
-from fedgh.report.run import Run
+from fedgh.storage.run import Run
 from tests.report.made import cell, make_run
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fedgh.plot.picture import COLOURS
+from fedgh.plot.style import COLOURS
 from fedgh.report.groups import Groups, telling
 from tests.report.made import cell, make_run
 
@@ -14,7 +14,7 @@ def runs(tmp_path, *more, of=FEDAVG):
 def test_seeds_are_one_group_and_the_plain_mean_comes_first(tmp_path):
     both = [make_run(tmp_path, of, seed=seed) for of in (FEDGH, FEDAVG) for seed in (2, 1)]
     groups = Groups.of(both)
-    assert groups.methods == ["Part + Mean", "Part + Part"]
+    assert groups.methods == ["Part", "Part + Part"]
     assert [[run.seed for run in group.finished] for group in groups.members] == [[1, 2], [1, 2]]
     assert [group.unfinished for group in groups.members] == [[], []]
 
@@ -26,9 +26,9 @@ def test_what_differs_names_method_or_federation(tmp_path):
     ]
     groups = Groups.of(runs(tmp_path, *alphas))
     assert groups.federations == ["α 0.05", "α 1"]  # by size, not by name
-    assert groups.methods == ["Part + Mean, server lr 1", "Part + Mean, server lr 1.8"]
+    assert groups.methods == ["Part, server lr 1", "Part, server lr 1.8"]
     epochs = Groups.of(runs(tmp_path, {"algorithm.local_epochs": 1}, {"algorithm.local_epochs": 5}))
-    assert (epochs.methods, epochs.federations) == (["Part + Mean"], ["1 local epochs", "5 local epochs"])
+    assert (epochs.methods, epochs.federations) == (["Part"], ["1 local epochs", "5 local epochs"])
 
 
 def test_a_split_without_alpha_goes_by_its_name(tmp_path):

@@ -11,7 +11,7 @@ from fedgh.cli import report as summarize
 from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.partition.base import Partition
 from fedgh.report.page import write_page
-from fedgh.report.run import open_run
+from fedgh.storage.run import open_run
 from fedgh.storage.tables import write_rows
 from fedgh.tracking.recorder import CsvTable
 
@@ -123,15 +123,41 @@ def test_the_table_of_clients_by_hand(run_dir, tmp_path):
         "label entropy (bits)": "0.00",
         "rounds": "2",
         "mean cosine": "-0.25",
-        "removed norm": "0.50",
-        "gain": "1.50",
+        "removed": "0.50",
+        "coefficient": "1.50",
         "projected": "2",
         "projecting": "2",
-        "harm under mean": "+0.500",
-        "harm under FedGH": "-0.250",
+        "change of loss under the mean": "+0.500",
+        "change of loss under FedGH": "-0.250",
     }
-    assert rows["1"]["harm under FedGH"] == "–"
-    assert rows["2"]["harm under FedGH"] == "+0.125"
+    assert rows["1"]["change of loss under FedGH"] == "–"
+    assert rows["2"]["change of loss under FedGH"] == "+0.125"
+
+
+def test_a_page_of_ten_thousand_clients_is_no_longer_than_one_of_two_hundred(run_dir, tmp_path):
+    """Twenty of them a round; the table and the matrices have those whose updates opposed the others' most."""
+    many, labels = 10_000, np.arange(20_000) % 10
+    Partition.from_owners(labels, 10, np.arange(20_000) // 2, many, {"name": "hand"}).save(run_dir / "partition.npz")
+    draw = np.random.default_rng(0)
+    first, second = np.triu_indices(300, k=1)
+    for number in (1, 2):
+        ids = draw.permutation(many)[:300]
+        cosine, bent = draw.uniform(-1, 1, len(first)), (draw.uniform(size=len(first)) < 0.5).astype(float)
+        pairs = {"first": np.minimum(ids[first], ids[second]), "second": np.maximum(ids[first], ids[second])}
+        bends = {"bent_first": bent, "bent_second": bent}
+        write_rows(run_dir / "conflict" / "pairs", number, {**pairs, "cosine": cosine, "cosine_after": cosine, **bends})
+        clients = {"client": ids, "cosine_mean": np.linspace(-1, 1, 300), "times_projected": np.arange(300.0)}
+        write_rows(run_dir / "conflict" / "clients", number, clients)
+    path = write_page(run_dir, tmp_path / "out")
+    page = read(path)
+    (head,) = [row for row in page.rows if row[:1] == ["client"]]
+    rows = [dict(zip(head, row, strict=False)) for row in page.rows if len(row) >= len(head) and row[0].isdigit()]
+    assert len(rows) == 200
+    assert max(float(row["mean cosine"]) for row in rows) < -0.2
+    assert "The 200 of 10,000 clients whose updates opposed the others' most." in page.text
+    assert "The 200 of 10,000 clients that were projected most often." in page.text
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} >= {"partition", "cosine_matrix", "projections"}
+    assert path.stat().st_size < 2_500_000
 
 
 def test_a_half_finished_run_says_so(run_dir, tmp_path):
@@ -160,7 +186,7 @@ def test_a_damaged_table_costs_only_its_part(run_dir, tmp_path):
     (run_dir / "conflict" / "layers" / "round_000002.parquet").write_bytes(b"half")
     page = read(write_page(run_dir, tmp_path / "out"))
     assert "round_000002.parquet cannot be read" in page.text
-    assert "removed norm" in page.text
+    assert "mean cosine" in page.text
 
 
 def test_what_is_not_a_run_is_refused(run_dir, tmp_path):

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from fedgh.core.errors import DataError
-from fedgh.report.run import Run
 from fedgh.report.runs import find_runs, gather
+from fedgh.storage.run import Run
 from tests.report.made import cell, make_run, settings_of, write_run
 from tests.tracking.test_offline import encode
 

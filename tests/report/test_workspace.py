@@ -8,7 +8,7 @@ import pytest
 
 from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.report import workspace as made
-from fedgh.report.wandb_files import read_project
+from fedgh.tracking.wandb_files import read_project
 from tests.report.made import cell, make_run
 
 pytest.importorskip("wandb_workspaces")

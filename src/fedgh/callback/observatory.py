@@ -105,8 +105,9 @@ def _layers(folder: Path) -> Figure:
 
 
 def _projections(folder: Path, class_counts: np.ndarray[Any, Any]) -> Figure:
-    counts, order = count_projections(folder, len(class_counts)), measure.label_order(class_counts)
-    return projection_figure(counts[np.ix_(order, order)], order)
+    ids, counts = count_projections(folder)
+    order = measure.label_order(class_counts[ids])
+    return projection_figure(counts[np.ix_(order, order)], ids[order].tolist())
 
 
 @dataclass(frozen=True)

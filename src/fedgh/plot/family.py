@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedgh.plot.picture import BLUE, COLOURS, FAINT, GRID, INK, new_figure, plain
+from fedgh.plot.style import BLUE, COLOURS, FAINT, GRID, INK, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,30 +1,40 @@
-"""Pictures of partitions, conflicts and runs.
-
-Every function returns a matplotlib ``Figure`` with its own canvas: nothing global is touched, no window opens, and the
-figure can go to a file, a notebook or a logger. Matplotlib is imported only when a picture is drawn.
-"""
+"""Pictures of partitions and conflicts; plain numbers in, a matplotlib ``Figure`` out. See :mod:`fedgh.plot.style`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fedgh.plot.curves import draw_sorted
+from fedgh.plot.curves import run_figure as run_figure
+from fedgh.plot.style import (
+    BLUE,
+    COLOURS,
+    FAINT,
+    GRID,
+    INK,
+    LEGEND,
+    RED,
+    TITLE,
+    colour_bar,
+    colour_map,
+    name_ticks,
+    new_figure,
+    plain,
+)
+from fedgh.plot.style import pixels as pixels
+from fedgh.plot.style import save_png as save_png
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#22303c"
-FAINT = "#8a97a3"
-GRID = "#e3e8ec"
-BLUE = "#2b6ca3"
-RED = "#c0392b"
-# Told apart by colour-blind readers too (Okabe and Ito), without the yellow that vanishes on white.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#22303c")
 MOST_BUBBLES = 400  # clients times classes; more become a heat map
+MOST_BARS = 100  # clients with a bar of their own; more are one outline
+MOST_COLUMNS = 300  # clients that a picture of a partition shows
 MOST_NUMBERS = 12  # clients up to which each cosine is written out
 MOST_CLIENTS = 30  # clients with a line of their own; of more, the worst
 
@@ -32,24 +42,32 @@ MOST_CLIENTS = 30  # clients with a line of their own; of more, the worst
 def partition_figure(class_counts: ArrayLike) -> Figure:
     """Draw who holds which classes: one column per client, one row per class, and the client sizes above.
 
-    Small federations become bubbles whose area is the number of samples, large ones a heat map.
+    Small federations become bubbles whose area is the number of samples, large ones a heat map; of more clients than
+    ``MOST_COLUMNS`` as many are drawn, evenly spaced by id, and the title says so.
 
     Args:
         class_counts: Samples of each class at each client, ``(clients, classes)``.
     """
     counts = np.asarray(class_counts)
     num_clients, num_classes = counts.shape
-    width = float(np.clip(0.24 * num_clients + 2.5, 6.5, 14))
+    title = f"{counts.sum():,} samples of {num_classes} classes over {num_clients:,} clients"
+    mean, clients = counts.sum(axis=1).mean(), np.arange(num_clients)
+    if num_clients > MOST_COLUMNS:
+        clients = np.linspace(0, num_clients - 1, MOST_COLUMNS).round().astype(int)
+        counts = counts[clients]
+        title += f"; {MOST_COLUMNS} of them, evenly spaced"
+    columns = len(clients)
+    width = float(np.clip(0.24 * columns + 2.5, 6.5, 14))
     height = float(np.clip(0.24 * num_classes + 2.6, 4.6, 9))
     figure = new_figure(width, height)
     sizes, grid = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, max(2.6, height - 2)]})
-    _draw_sizes(sizes, counts.sum(axis=1))
+    _draw_sizes(sizes, counts.sum(axis=1), mean)
     draw = _draw_bubbles if counts.size <= MOST_BUBBLES else _draw_heat
     draw(figure, grid, counts)
-    _ticks(grid.xaxis, np.arange(num_clients))
-    _ticks(grid.yaxis, np.arange(num_classes))
-    grid.set(xlabel="Client", ylabel="Class", xlim=(-0.7, num_clients - 0.3), ylim=(num_classes - 0.4, -0.6))
-    sizes.set_title(f"{counts.sum():,} samples of {num_classes} classes over {num_clients} clients", **TITLE)
+    name_ticks(grid.xaxis, clients)
+    name_ticks(grid.yaxis, np.arange(num_classes))
+    grid.set(xlabel="Client", ylabel="Class", xlim=(-0.7, columns - 0.3), ylim=(num_classes - 0.4, -0.6))
+    sizes.set_title(title, **TITLE)
     figure.align_ylabels()
     return figure
 
@@ -75,12 +93,12 @@ def cosine_figure(cosines: ArrayLike, client_ids: Sequence[int], label_shares: A
         labels, axes = figure.subplots(1, 2, gridspec_kw={"width_ratios": [ratio, 1]})
         _draw_labels(labels, shares, client_ids)
     plain(axes)
-    image = axes.imshow(values, cmap=_colour_map("RdBu"), vmin=-1, vmax=1, interpolation="nearest")
-    _bar(figure, axes, image, "Cosine of two updates", "{:+.2f}")
+    image = axes.imshow(values, cmap=colour_map("RdBu"), vmin=-1, vmax=1, interpolation="nearest")
+    colour_bar(figure, axes, image, "Cosine of two updates", "{:+.2f}")
     if len(client_ids) <= MOST_NUMBERS:
         _write_numbers(axes, values)
     for axis in (axes.xaxis, axes.yaxis):
-        _ticks(axis, np.asarray(client_ids))
+        name_ticks(axis, np.asarray(client_ids))
     off_diagonal = values[np.triu_indices(len(client_ids), k=1)].compressed()
     share = f"{np.mean(off_diagonal < 0):.0%}" if off_diagonal.size else "none"
     axes.set(xlabel="Client", ylabel="Client" if shares is None else "")
@@ -97,29 +115,24 @@ def sorted_cosines_figure(curves: Mapping[str, ArrayLike], title: str = "") -> F
     """
     figure = new_figure(7.5, 3.9)
     axes = figure.subplots()
-    plain(axes)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    drawn: list[tuple[str, NDArray[Any]]] = []
-    for label, values in curves.items():
-        ordered = np.sort(np.asarray(values, dtype=float))
-        ordered = ordered[np.isfinite(ordered)]
-        same = drawn and len(drawn[-1][1]) == len(ordered) and np.allclose(drawn[-1][1], ordered, atol=1e-6)
-        if ordered.size and not same:
-            drawn.append((label, ordered))
-    for (label, ordered), colour in zip(drawn, (RED, *COLOURS), strict=False):
-        index = np.arange(1, len(ordered) + 1)
-        name = f"{label}: {np.mean(ordered < 0):.0%} in conflict, least {ordered[0]:+.2f}"
-        marker = "o" if len(ordered) <= 60 else ""
-        axes.plot(index, ordered, color=colour, linewidth=1.9, marker=marker, markersize=3, label=name)
-        axes.fill_between(index, ordered, 0, where=ordered < 0, color=colour, alpha=0.12, linewidth=0, interpolate=True)
+    plain(axes, "y")
+    before: NDArray[Any] = np.zeros(0)
+    for (label, values), colour in zip(curves.items(), (RED, *COLOURS), strict=False):
+        known = np.sort(np.asarray(values, dtype=float))
+        known = known[np.isfinite(known)]
+        if not known.size or (len(before) == len(known) and np.allclose(before, known, atol=1e-6)):
+            continue
+        name, before = f"{label}: {np.mean(known < 0):.0%} in conflict, least {known[0]:+.2f}", known
+        place, ordered = draw_sorted(axes, known, colour, linewidth=1.9, label=name)
+        axes.fill_between(place, ordered, 0, where=ordered < 0, color=colour, alpha=0.12, linewidth=0, interpolate=True)
     axes.axhline(0, color=INK, linewidth=0.9)
     axes.set_xlabel("Pair of clients, sorted by cosine", color=INK)
     axes.set_ylabel("Cosine of two updates", color=INK)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.2g}" if value else "0")
     if title:
         axes.set_title(title, **TITLE)
-    if drawn:
-        axes.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+    if before.size:
+        axes.legend(loc="upper left", **LEGEND)
     return figure
 
 
@@ -145,7 +158,7 @@ def cosine_history_figure(rounds: Sequence[int], edges: ArrayLike, histograms: M
             np.arange(len(rounds) + 1) - 0.5,
             borders,
             np.ma.masked_equal(100 * share, 0),
-            cmap=_colour_map("YlGnBu").with_extremes(bad="white"),
+            cmap=colour_map("YlGnBu").with_extremes(bad="white"),
             vmin=0,
             vmax=100 * most,
         )
@@ -153,8 +166,8 @@ def cosine_history_figure(rounds: Sequence[int], edges: ArrayLike, histograms: M
         axes.set_ylabel("Cosine", color=INK)
         axes.set_ylim(min(low, 0) - 0.02, max(high, 0) + 0.02)
         axes.set_title(label, **TITLE)
-        _bar(figure, axes, image, "Pairs (%)", "{:.3g}")
-    _ticks(grid[-1].xaxis, np.asarray(rounds))
+        colour_bar(figure, axes, image, "Pairs (%)", "{:.3g}")
+    name_ticks(grid[-1].xaxis, np.asarray(rounds))
     grid[-1].set_xlabel("Round", color=INK)
     return figure
 
@@ -181,16 +194,16 @@ def layer_figure(rounds: Sequence[int], layers: Sequence[str], ratio: ArrayLike,
         plain(axes)
         image = axes.imshow(
             np.ma.masked_invalid(values).reshape(len(layers), len(rounds)),
-            cmap=_colour_map(colours),
+            cmap=colour_map(colours),
             vmin=low,
             vmax=high,
             aspect="auto",
             interpolation="nearest",
         )
         axes.set_title(label, **TITLE)
-        _ticks(axes.yaxis, np.asarray(layers))
-        _bar(figure, axes, image, "", number)
-    _ticks(lower.xaxis, np.asarray(rounds))
+        name_ticks(axes.yaxis, np.asarray(layers))
+        colour_bar(figure, axes, image, "", number)
+    name_ticks(lower.xaxis, np.asarray(rounds))
     lower.set_xlabel("Round", color=INK)
     return figure
 
@@ -207,12 +220,12 @@ def projection_figure(counts: ArrayLike, client_ids: Sequence[int]) -> Figure:
     figure = new_figure(side + 0.9, side)
     axes = figure.subplots()
     plain(axes)
-    colours = _colour_map("Purples").with_extremes(bad="white")
+    colours = colour_map("Purples").with_extremes(bad="white")
     image = axes.imshow(np.ma.masked_equal(values, 0), cmap=colours, vmin=0, vmax=values.max(initial=1))
     axes.set_facecolor("white")
-    _bar(figure, axes, image, "Rounds", "{:.0f}")
+    colour_bar(figure, axes, image, "Rounds", "{:.0f}")
     for axis in (axes.xaxis, axes.yaxis):
-        _ticks(axis, np.asarray(client_ids))
+        name_ticks(axis, np.asarray(client_ids))
     axes.set(xlabel="... against the update of client", ylabel="Update of client projected ...")
     axes.set_title(f"{values.sum():,.0f} projections in all", **TITLE)
     return figure
@@ -235,8 +248,7 @@ def harm_figure(
     places = np.arange(len(order))
     figure = new_figure(7.5, float(np.clip(0.2 * len(order) + 1.6, 3, 9.5)))
     axes = figure.subplots()
-    plain(axes)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    plain(axes, "x")
     axes.hlines(places, mean[order], chosen[order], color=GRID, linewidth=2.2, zorder=1)
     axes.scatter(mean[order], places, s=30, color="white", edgecolors=FAINT, linewidths=1.3, label="Mean", zorder=2)
     colours = np.where(chosen[order] > 0, RED, BLUE)
@@ -244,116 +256,24 @@ def harm_figure(
     for colour, label in ((BLUE, name), (RED, f"{name}, harmed")):
         axes.scatter([], [], s=34, color=colour, label=label)
     axes.axvline(0, color=INK, linewidth=0.9)
-    _ticks(axes.yaxis, np.asarray(client_ids)[order])
+    name_ticks(axes.yaxis, np.asarray(client_ids)[order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlabel("Change of the loss on its own training data", color=INK)
     axes.set_ylabel("Client")
     harmed = f"{int((chosen > 0).sum())} of {len(chosen)} clients harmed, {int((mean > 0).sum())} under the mean"
     axes.set_title(f"{title}: {harmed}" if title else harmed, **TITLE)
-    axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
+    axes.legend(loc="lower right", **LEGEND)
     return figure
 
 
-def run_figure(runs: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
-    """Draw one or several runs: test accuracy per round, and conflict ratio per round below.
-
-    Args:
-        runs: Label -> columns ``round``, ``accuracy`` (share of the test set, 0 to 1) and ``conflict_ratio`` (share of
-            pairs with a negative cosine, 0 to 1), equally long. NaN marks a round without that measurement and is left
-            out of the line.
-    """
-    figure = new_figure(7.5, 5.6)
-    accuracy, conflict = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1.6, 1]})
-    for axes, column, name in (
-        (accuracy, "accuracy", "Test accuracy (%)"),
-        (conflict, "conflict_ratio", "Pairs in conflict (%)"),
-    ):
-        plain(axes)
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.set_ylabel(name, color=INK)
-        for index, (label, columns) in enumerate(runs.items()):
-            _line(axes, columns, column, label, COLOURS[index % len(COLOURS)])
-    conflict.set_ylim(0, 1.06 * conflict.get_ylim()[1])
-    conflict.set_xlabel("Round", color=INK)
-    conflict.locator_params(axis="x", integer=True)
-    if len(runs) == 1:
-        accuracy.set_title(next(iter(runs)), **TITLE)
-    elif runs:
-        handles = accuracy.get_lines()
-        figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=10, labelcolor=INK)
-    figure.align_ylabels()
-    return figure
-
-
-def save_png(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG at 150 dots per inch, making the folder where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=150, facecolor="white")
-
-
-TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": INK, "pad": 10}
-
-
-def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """Draw a figure once and return its pixels, ``(height, width, 3)``, at 100 dots per inch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, inches, that lays itself out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08, compress=True)  # inches; square panels keep their labels
-    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def plain(axes: Axes) -> None:
-    """Take away what carries no information."""
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
-    axes.set_axisbelow(True)
-
-
-def _ticks(axis: Any, names: NDArray[Any]) -> None:
-    """Name every position where there is room, else every second, fifth, tenth, ..."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if len(names) / step <= 30)
-    axis.set_ticks(np.arange(0, len(names), step), [str(name) for name in names[::step]])
-    axis.label.set_color(INK)
-
-
-def _colour_map(name: str) -> Any:
-    """Return a colour map that shows missing values grey."""
-    from matplotlib import colormaps
-
-    return colormaps[name].with_extremes(bad="#c9cfd4")
-
-
-def _bar(figure: Figure, axes: Axes, image: Any, label: str, number: str) -> None:
-    """Add the colour scale, its numbers written by a format such as ``"{:.1f}"``."""
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, aspect=30)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(which="both", length=0, labelsize=9, labelcolor=INK)
-    bar.ax.yaxis.set_major_formatter(lambda value, _: number.format(value))
-    bar.ax.yaxis.set_minor_formatter("")
-    bar.set_label(label, color=INK, fontsize=9)
-
-
-def _draw_sizes(axes: Axes, sizes: NDArray[Any]) -> None:
-    """Draw samples per client as columns, with the mean as a line."""
+def _draw_sizes(axes: Axes, sizes: NDArray[Any], mean: float) -> None:
+    """Draw samples per client as columns, with the mean over all clients as a line."""
     plain(axes)
-    axes.bar(np.arange(len(sizes)), sizes, width=0.72, color=BLUE)
-    axes.axhline(sizes.mean(), color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    if len(sizes) <= MOST_BARS:
+        axes.bar(np.arange(len(sizes)), sizes, width=0.72, color=BLUE)
+    else:  # one outline: a patch a client takes seconds
+        axes.stairs(sizes, np.arange(len(sizes) + 1) - 0.5, fill=True, color=BLUE)
+    axes.axhline(mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_ylabel("Samples", color=INK)
     axes.tick_params(axis="x", labelbottom=False)
     axes.locator_params(axis="y", nbins=3)
@@ -378,9 +298,9 @@ def _draw_heat(figure: Figure, axes: Axes, counts: NDArray[Any]) -> None:
     plain(axes)
     norm = LogNorm(vmin=1, vmax=max(2, int(counts.max())))
     values = np.ma.masked_equal(counts.T, 0)
-    colours = _colour_map("YlGnBu").with_extremes(bad="white")
+    colours = colour_map("YlGnBu").with_extremes(bad="white")
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
-    _bar(figure, axes, image, "Samples", "{:,.0f}")
+    colour_bar(figure, axes, image, "Samples", "{:,.0f}")
 
 
 def _draw_labels(axes: Axes, shares: NDArray[Any], client_ids: Sequence[int]) -> None:
@@ -388,8 +308,8 @@ def _draw_labels(axes: Axes, shares: NDArray[Any], client_ids: Sequence[int]) ->
     plain(axes)
     axes.spines["bottom"].set_visible(False)
     axes.imshow(shares, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    _ticks(axes.yaxis, np.asarray(client_ids))
-    _ticks(axes.xaxis, np.arange(shares.shape[1]))
+    name_ticks(axes.yaxis, np.asarray(client_ids))
+    name_ticks(axes.xaxis, np.arange(shares.shape[1]))
     axes.set(xlabel="Class", ylabel="Client")
     axes.set_title("Labels", **TITLE)
 
@@ -400,13 +320,3 @@ def _write_numbers(axes: Axes, values: Any) -> None:
         text = "–" if np.isnan(value) else f"{value:.2f}"
         colour = "white" if abs(value) > 0.55 else INK
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
-
-
-def _line(axes: Axes, columns: Mapping[str, ArrayLike], column: str, label: str, colour: str) -> None:
-    """Draw one column of one run against the round, in percent, without its missing values."""
-    rounds, values = np.asarray(columns["round"], dtype=float), np.asarray(columns[column], dtype=float)
-    known = np.isfinite(values)
-    marker = "o" if known.sum() <= 25 else ""
-    axes.plot(
-        rounds[known], 100 * values[known], color=colour, label=label, linewidth=1.8, marker=marker, markersize=3.5
-    )

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
-from fedgh.report import chart
-from fedgh.report.chart import HeatMap, Line, heat_map, limits, line_chart
+from fedgh.plot.curves import Curve
+from fedgh.plot.panel import HeatMap, heat_panel, limits, line_panel, scale
 from fedgh.report.document import Document
 from fedgh.report.groups import Group, Groups
 from fedgh.report.page import BINS
-from fedgh.report.run import Run, aligned
+from fedgh.storage.run import Run, aligned
 from fedgh.storage.tables import layer_history, read_rounds, read_rows
 
 MOST_PICTURES = 24  # heat maps of a kind
@@ -53,10 +53,6 @@ class Board(Document):
         """Add charts side by side."""
         self.html.append(f"<div class='panels'>{''.join(drawn)}</div>")
 
-    def note(self, text: str) -> None:
-        """Add what helps to read a section."""
-        self.html.append(f"<p class='note'>{escape(text)}</p>")
-
     def pictures(self, draw: Mapping[Group, Callable[[str, int], str]]) -> None:
         """Add a chart a group, those of one federation below its name; each is drawn by its title and width."""
         rows: dict[int, dict[Group, Callable[[str, int], str]]] = {}
@@ -71,14 +67,10 @@ class Board(Document):
                 self.html.append(f"<h4 data-federation='{federation}'>{name}</h4>")
             drawn = []
             for group, of in row.items():
-                title = self.groups.methods[group.method] if together else self.name(group)
+                title = self.groups.methods[group.method] if together else self.groups.name(group)
                 belongs = f"data-method='{group.method}' data-federation='{group.federation}'"
                 drawn.append(f"<div {belongs}>{of(title, width if together else 353)}</div>")
             self.panels(drawn)
-
-    def name(self, group: Group) -> str:
-        """Return method and federation of a group."""
-        return f"{self.groups.methods[group.method]}, {self.groups.federations[group.federation]}"
 
 
 def curves(page: Board) -> None:
@@ -94,28 +86,22 @@ def curves(page: Board) -> None:
         _draw(page, lines, alike=metric == "conflict/ratio" or len(page.groups.datasets) == 1)
 
 
-def _lines(page: Board, group: Group, metric: str) -> list[Line]:
+def _lines(page: Board, group: Group, metric: str) -> list[Curve]:
     """Return the mean of the finished runs, and every unfinished one."""
-    name = page.groups.methods[group.method]
-    colour, dash = page.groups.styles[group.method]
-    lines = []
+    name, style = page.groups.methods[group.method], page.groups.styles[group.method]
+    curves = []
     for runs, thin in ((group.finished, False), *(([run], True) for run in group.unfinished)):
         found = aligned(runs, metric)
-        if found is None:
-            continue
-        rounds, values = found[0], 100 * found[1]
-        mean = np.mean(values, axis=0)
-        spread = np.std(values, axis=0, ddof=1) if len(values) > 1 else None
-        bands = [] if spread is None else [(mean - spread, mean + spread)]
-        seeds = f"{len(values)} seeds" if len(values) > 1 else f"seed {runs[0].seed}"
-        label = f"{name}, {seeds}" + ", not finished" * thin
-        lines.append(Line(label, group.method, colour, rounds, mean, bands, dash, thin))
-    return lines
+        if found is not None:
+            seeds = f"{len(found[1])} seeds" if len(found[1]) > 1 else f"seed {runs[0].seed}"
+            label = f"{name}, {seeds}" + ", not finished" * thin
+            curves.append(Curve(label, found[0], 100 * found[1], style, group.method, thin=thin))
+    return curves
 
 
-def _draw(page: Board, lines: Sequence[tuple[int, Line]], alike: bool) -> None:
+def _draw(page: Board, lines: Sequence[tuple[int, Curve]], alike: bool) -> None:
     """Draw a panel a federation, where many methods meet a wide one; ``alike``: on one vertical axis."""
-    panels: dict[int, list[Line]] = {}
+    panels: dict[int, list[Curve]] = {}
     for federation, line in lines:
         panels.setdefault(federation, []).append(line)
     if not panels:
@@ -128,7 +114,7 @@ def _draw(page: Board, lines: Sequence[tuple[int, Line]], alike: bool) -> None:
     for federation in sorted(panels, key=lambda federation: federation not in wide):
         width, of = 1090 if federation in wide else narrow, panels[federation]
         axis = common if alike else limits(of, (0.0, 100.0), 10.0)
-        panel = line_chart(page.groups.federations[federation], width, of, axis, 240 if width > 353 else 180)
+        panel = line_panel(page.groups.federations[federation], width, of, axis, 240 if width > 353 else 180)
         drawn.append(f"<div data-federation='{federation}'>{panel}</div>")
     page.panels(drawn)
 
@@ -144,21 +130,17 @@ def cosines(page: Board) -> None:
         most = float(np.quantile(peaks, 0.9))  # a few sharp rounds must not make all others pale
         filled = np.flatnonzero(np.sum([shares.sum(axis=1) for _, shares in shown.values()], axis=0))
         low, high = min(filled[0], len(BINS) // 2 - 1), max(filled[-1] + 1, len(BINS) // 2 + 1)
-        bottom, top = float(BINS[low]), float(BINS[high])
-        values = chart.ticks(bottom, top, 5)
-        marks = [((top - value) / (top - bottom), chart.number(value, values)) for value in values]
+        ends = float(BINS[low]), float(BINS[high])
         page.note(
             "How the cosines of all pairs of updates are distributed, round by round: dark where many pairs are; below "
             f"the dashed line they are in conflict.{_left_out(pictures)}"
         )
-        page.html.append(chart.scale("YlGnBu", "0", f"{100 * most:.0f} % of the pairs, or more"))
+        page.html.append(scale("YlGnBu", "0", f"{100 * most:.0f} % of the pairs, or more"))
         maps = {
-            group: HeatMap(np.where(shares > 0, shares, np.nan)[low:high][::-1] / most, rounds, marks, "YlGnBu")
+            group: HeatMap(np.where(shares > 0, shares, np.nan)[low:high][::-1] / most, rounds, "YlGnBu", ends=ends)
             for group, (rounds, shares) in shown.items()
         }
-        page.pictures(
-            {group: partial(heat_map, of=of, height=150, zero=top / (top - bottom)) for group, of in maps.items()}
-        )
+        page.pictures({group: partial(heat_panel, of=of, height=150, zero=True) for group, of in maps.items()})
     others = {group: _quantiles(page, group) for group in page.groups.members if group not in pictures}
     fans = {group: line for group, line in others.items() if line is not None}
     if fans:
@@ -168,7 +150,9 @@ def cosines(page: Board) -> None:
         )
         fans = dict(list(fans.items())[:MOST_PICTURES])
         axis = limits(list(fans.values()), (-1.0, 1.0), 0.2)
-        page.pictures({group: partial(line_chart, lines=[line], axis=axis, height=180) for group, line in fans.items()})
+        page.pictures(
+            {group: partial(line_panel, curves=[line], axis=axis, height=180) for group, line in fans.items()}
+        )
     if not pictures and not fans:
         page.text("None of these runs recorded its cosines; `callback=default` does.")
 
@@ -199,7 +183,7 @@ def thinned(rounds: Sequence[int]) -> list[int]:
     return [rounds[index] for index in np.linspace(0, len(rounds) - 1, MOST_ROUNDS).round().astype(int)]
 
 
-def _quantiles(page: Board, group: Group) -> Line | None:
+def _quantiles(page: Board, group: Group) -> Curve | None:
     """Return the median with bands, means over seeds; None where they are not known."""
     runs = group.finished or group.unfinished
     names = ("conflict/cosine_median", *(name for pair in QUANTILES for name in pair))
@@ -208,9 +192,9 @@ def _quantiles(page: Board, group: Group) -> Line | None:
     if len(tables) < len(names) or any(rounds != tables[0][0] for rounds, _ in tables):
         return None
     median, *ends = (np.mean(values, axis=0) for _, values in tables)
-    colour, dash = page.groups.styles[group.method]
     bands = [(ends[0], ends[1]), (ends[2], ends[3])]
-    return Line(page.groups.methods[group.method], group.method, colour, tables[0][0], median, bands, dash)
+    name, style = page.groups.methods[group.method], page.groups.styles[group.method]
+    return Curve(name, tables[0][0], median[None], style, group.method, bands)
 
 
 def layers(page: Board) -> None:
@@ -225,14 +209,11 @@ def layers(page: Board) -> None:
         "Share of client pairs in conflict in every layer, from the input (top) to the output; mean over seeds."
         + _left_out(pictures)
     )
-    page.html.append(chart.scale("OrRd", "0", "100 % of the pairs"))
-    maps = {}
-    for group, (rounds, names, shares) in list(pictures.items())[:MOST_PICTURES]:
-        named = range(0, len(names), -(-len(names) // 16))
-        marks = [((index + 0.5) / len(names), _short(names[index])) for index in named]
-        maps[group] = HeatMap(shares, rounds, marks, "OrRd")
+    page.html.append(scale("OrRd", "0", "100 % of the pairs"))
+    shown = list(pictures.items())[:MOST_PICTURES]
+    maps = {group: HeatMap(shares, rounds, "OrRd", names) for group, (rounds, names, shares) in shown}
     height = min(max(18 * max(len(of.values) for of in maps.values()), 60), 290)
-    page.pictures({group: partial(heat_map, of=of, height=height) for group, of in maps.items()})
+    page.pictures({group: partial(heat_panel, of=of, height=height) for group, of in maps.items()})
 
 
 def _layer_shares(page: Board, runs: Sequence[Run]) -> tuple[list[int], list[str], Array] | None:
@@ -255,7 +236,3 @@ def _layer_shares(page: Board, runs: Sequence[Run]) -> tuple[list[int], list[str
 def _left_out(pictures: Mapping[Group, object]) -> str:
     total = len(pictures)
     return f" The first {MOST_PICTURES} of {total} groups; runs=<a part> shows others." if total > MOST_PICTURES else ""
-
-
-def _short(layer: str, most: int = 20) -> str:
-    return layer if len(layer) <= most else f"…{layer[1 - most :]}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedgh.paper.matrix import Cell, cells, cells_of, places, presets
 from fedgh.report.compare import Gain, Score, paired_gain
-from fedgh.report.run import Run
-from fedgh.report.table import short
+from fedgh.report.groups import short
+from fedgh.storage.run import Run
 
 MISSING, MIXED = "missing", "mixed, left out"
 MEASURES = {"final": "final/acc", "last10": "last10/acc_mean"}
@@ -125,14 +124,9 @@ def _one_per_seed(cell: Cell, runs: Sequence[Run]) -> tuple[Result, list[str]]:
 
 def _differences(first: Run, second: Run, beside: str = "-") -> str:
     """Return the settings in which two runs differ, with both values; how cohorts are executed is no difference."""
-    ours, theirs = _version(first), _version(second)
+    ours, theirs = first.outcome(), second.outcome()
     keys = [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key] and not key.startswith(beside)]
     return ", ".join(f"{key} ({short(ours[key])} and {short(theirs[key])})" for key in sorted(keys))
-
-
-def _version(run: Run) -> dict[str, Any]:
-    kept = run.outcome()
-    return {key: value for key, value in kept.items() if not key.startswith("executor.") or key == "executor.row_dtype"}
 
 
 def _key(cell: Cell) -> tuple[str, ...]:

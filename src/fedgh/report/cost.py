@@ -7,7 +7,7 @@ from math import nan
 from typing import Any
 
 from fedgh.report.compare import Score
-from fedgh.report.run import Run
+from fedgh.storage.run import Run
 
 
 def rounds_to_reach(run: Run, level: float) -> float:

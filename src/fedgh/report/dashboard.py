@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from fedgh.report import chart
+from fedgh.plot.style import DASHES
 from fedgh.report.board import Board, cosines, curves, layers
 from fedgh.report.cells import Result, begun, results
 from fedgh.report.compare import Score
 from fedgh.report.cost import seconds
+from fedgh.report.document import beside, whole_page
 from fedgh.report.groups import Group, Groups
 from fedgh.report.paper import TITLES, grid, size_note
-from fedgh.report.run import Run
 from fedgh.report.runs import find_all, identity, once
-from fedgh.report.style import whole_page
+from fedgh.report.seeds import EXPLAINED, over_seeds, percent
 from fedgh.storage.jobs import JobRecord, read_jobs
+from fedgh.storage.run import Run
 
 
 def write_dashboard(sources: Iterable[Path], folder: Path) -> Path:
@@ -126,25 +126,18 @@ def _legend(groups: Groups) -> str:
 
 
 def _swatch(colour: str, dash: int) -> str:
-    style = f" stroke-dasharray='{chart.DASHES[dash]}'" * bool(dash)
+    style = f" stroke-dasharray='{' '.join(map(str, DASHES[dash]))}'" * bool(dash)
     return f"<svg width='26' height='10'><line x1='0' x2='26' y1='5' y2='5' stroke='{colour}'{style}/></svg>"
 
 
 def _outcomes(page: Board) -> None:
     """Add a line a group: mean and standard deviation over seeds."""
     page.heading("Over seeds")
-    page.note(
-        "Mean ± standard deviation over the seeds of finished runs, in percent: test accuracy after the last round, "
-        "its mean over the last ten rounds, and the share of pairs in conflict over all rounds."
-    )
-    head = ["federation", "method", "seeds", "accuracy", "last ten rounds", "pairs in conflict"]
-    rows = []
-    for group in page.groups.members:
-        measures = ("final/acc", "last10/acc_mean", "mean/conflict_ratio")
-        scores = [(_said(_score(group, measure)), "number") for measure in measures]
-        cells = [*_names(page, group), (str(len(group.finished)), "number"), *scores]
-        rows.append((group, cells))
-    page.html.append(_table(page, head, rows))
+    page.note(EXPLAINED)
+    head, rows = over_seeds(page.groups)
+    kinds = ["method" if name == "method" else "" if name == "federation" else "number" for name in head]
+    cells = [list(zip(row, kinds, strict=True)) for row in rows]
+    page.html.append(_table(page, head, list(zip(page.groups.members, cells, strict=True))))
 
 
 def _paper(page: Board, cells: Sequence[Result]) -> None:
@@ -154,8 +147,8 @@ def _paper(page: Board, cells: Sequence[Result]) -> None:
         page.heading(f"The paper's tables at preset {preset}")
         page.text(size_note([result for of in shown.values() for result in of]))
         page.text(
-            "Accuracy in percent after the last round, mean ± standard deviation over seeds (their number). Gains are "
-            "in points, paired by seed, with a 95 % interval and the p-value of a two-sided paired t-test."
+            "Accuracy in percent after the last round, mean ± standard deviation over seeds (their number). Gains in "
+            "accuracy are in points, paired by seed, with a 95 % interval and the p-value of a two-sided paired t-test."
         )
         for place, of in shown.items():
             page.heading(TITLES.get(place, place), 3)
@@ -165,18 +158,9 @@ def _paper(page: Board, cells: Sequence[Result]) -> None:
 def _runs(page: Board, jobs: Mapping[Path, JobRecord]) -> None:
     """Add a line a run."""
     page.heading("Runs")
-    head = [
-        "federation",
-        "method",
-        "seed",
-        "rounds",
-        "state",
-        "accuracy",
-        "conflict",
-        "training (s)",
-        "commit",
-        "where",
-    ]
+    head = ["federation"] * (len(page.groups.federations) > 1)
+    head += ["method", "seed", "rounds", "state", "accuracy (%)", "pairs in conflict (%)", "training (s)"]
+    head += ["commit", "where"]
     listed = [(group, run) for group in page.groups.members for run in (*group.finished, *group.unfinished)]
     rows = [
         (group, _run_cells(page, group, run, jobs)) for group, run in sorted(listed, key=lambda x: not x[1].finished)
@@ -197,8 +181,8 @@ def _run_cells(page: Board, group: Group, run: Run, jobs: Mapping[Path, JobRecor
         (str(run.seed), "number"),
         (f"{done} of {run.settings['num_rounds']}", "number"),
         (state, "state" if run.finished else "state open"),
-        (_said(Score.of([100 * final])), "number"),
-        (_said(Score.of([100 * conflict])), "number"),
+        (percent(Score.of([final])), "number"),
+        (percent(Score.of([conflict])), "number"),
         (f"{seconds(run):,.1f}" if np.isfinite(seconds(run)) else "", "number"),
         (str(run.provenance.get("commit") or ""), "commit"),
         (str(run.path), "path"),
@@ -206,18 +190,8 @@ def _run_cells(page: Board, group: Group, run: Run, jobs: Mapping[Path, JobRecor
 
 
 def _names(page: Board, group: Group) -> list[tuple[str, str]]:
-    return [(page.groups.federations[group.federation], ""), (page.groups.methods[group.method], "method")]
-
-
-def _score(group: Group, measure: str) -> Score:
-    """Return a closing number over seeds, in percent."""
-    return Score.of(100 * run.summary.get(measure, np.nan) for run in group.finished)
-
-
-def _said(score: Score) -> str:
-    if not score.seeds:
-        return ""
-    return f"{score.mean:.2f}" + (f" ± {score.sd:.2f}" if score.seeds > 1 else "")
+    federation = [(page.groups.federations[group.federation], "")] * (len(page.groups.federations) > 1)
+    return [*federation, (page.groups.methods[group.method], "method")]
 
 
 def _table(page: Board, head: Sequence[str], rows: Sequence[tuple[Group, Sequence[tuple[str, str]]]]) -> str:
@@ -240,7 +214,7 @@ def _cell(page: Board, group: Group, text: str, kind: str) -> str:
 
 
 def _html(page: Board) -> str:
-    style, script = (files(__package__).joinpath(f"dashboard.{kind}").read_text() for kind in ("css", "js"))
+    style, script = beside("dashboard.css"), beside("dashboard.js")
     parts, page.html = page.html, []
     if page.problems:
         page.points(page.problems, kind="warning")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedgh.plot.picture import COLOURS
-from fedgh.report.chart import DASHES
-from fedgh.report.paper import NAMES
-from fedgh.report.run import Run
-from fedgh.report.table import differing, short
+from fedgh.plot.style import COLOURS, DASHES, style_of
+from fedgh.storage.run import Run
 
+NAMING = ("algorithm._target_", "aggregator._target_")
 METHOD = ("algorithm.", "aggregator.", "server_optimizer.")
 BUDGET = ("algorithm.local_epochs", "algorithm.batch_size", "algorithm.optimizer.")
 """Settings of the algorithm that belong to the federation: methods are compared where they agree."""
@@ -24,6 +22,24 @@ WORDS = {
     "num_rounds": "{:g} rounds",
 }
 """How settings are said; the others go by their name."""
+NAMES = {
+    "digits": "handwritten digits",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "Classes": "by class",
+    "DirichletGuarded": "guarded Dirichlet",
+    "TrimmedMean": "trimmed mean",
+    "Median": "median",
+    "GeometricMedian": "geometric median",
+    "FedMGDAPlus": "FedMGDA+",
+    "AlignedMTL": "Aligned-MTL",
+    "NashMTL": "Nash-MTL",
+    "IMTLG": "IMTL-G",
+}
+"""Names of data sets and parts where their own are no reader's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +51,16 @@ class Group:
         federation: Index into :attr:`Groups.federations`.
         finished: Those that ran all rounds.
         unfinished: The others.
+        aggregator: Name of the rule's class.
+        settings: What sets this group apart from others, as the config has it.
     """
 
     method: int
     federation: int
     finished: Sequence[Run]
     unfinished: Sequence[Run]
+    aggregator: str
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,8 @@ class Groups:
     """All groups.
 
     Attributes:
-        methods: Algorithm, aggregator, and the values of theirs that differ: ``FedProx + FedGH, mu 0.1``.
+        methods: Algorithm, aggregator unless it is the plain mean, and the values of theirs that differ:
+            ``FedProx + FedGH, mu 0.1``.
         federations: What else sets the runs apart: ``CIFAR-10, α 0.1``.
         styles: Per method a colour, and an index into the dashes.
         members: Sorted by federation, then method.
@@ -64,11 +85,11 @@ class Groups:
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Groups:
         """Group some runs, of which there is at least one."""
-        keys = [key for key in differing(runs) if not key.startswith("executor.") or key == "executor.row_dtype"]
+        keys = differing(runs)
         keys += ["partition.alpha"] * ("partition._target_" in keys and "partition.alpha" not in keys)
         of_method = [key for key in keys if key.startswith(METHOD) and not key.startswith(BUDGET)]
         told = telling(runs, [key for key in keys if key not in of_method])
-        parameters = telling(runs, [key for key in of_method if key.count(".") > 1 or "_target_" not in key])
+        parameters = telling(runs, [key for key in of_method if key not in NAMING])
         methods = _sorted({_method(run, parameters) for run in runs})
         federations = _sorted({_values(run, told) for run in runs})
         found: dict[tuple[int, int], list[Run]] = {}
@@ -76,13 +97,42 @@ class Groups:
             place = federations.index(_values(run, told)), methods.index(_method(run, parameters))
             found.setdefault(place, []).append(run)
         members = [
-            Group(m, f, [run for run in alike if run.finished], [run for run in alike if not run.finished])
-            for (f, m), alike in sorted(found.items(), key=lambda item: item[0])
+            Group(
+                *(method, federation),
+                *([run for run in alike if run.finished], [run for run in alike if not run.finished]),
+                str(methods[method][1]),
+                {key: short(alike[0].settings.get(key)) for key in keys},
+            )
+            for (federation, method), alike in sorted(found.items(), key=lambda item: item[0])
         ]
         datasets = list(dict.fromkeys(_dataset(str(run.settings.get("dataset._target_", "unknown"))) for run in runs))
         names = [", ".join(_say(k, v) for k, v in zip(told, values, strict=True) if v != "") for values in federations]
         labels = [_label(method, parameters) for method in methods]
         return cls(labels, [name or datasets[0] for name in names], _styles(methods), members, datasets)
+
+    def name(self, group: Group) -> str:
+        """Return the method of a group, and its federation where there are several."""
+        federation = f", {self.federations[group.federation]}" * (len(self.federations) > 1)
+        return f"{self.methods[group.method]}{federation}"
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Return the settings that take more than one value over the runs that have them, but for those without effect.
+
+    A setting of nothing (``null``) is a value; one that a run does not have, since its parts know none such, is not.
+    """
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in [*run.outcome().items(), *((key, None) for key in run.left_empty())]:
+            values.setdefault(key, set()).add(repr(value))
+    return [key for key, taken in values.items() if len(taken) > 1]
+
+
+def short(value: Any) -> Any:
+    """Return the last part of an import path, a list as text, and anything else as it is."""
+    if isinstance(value, list):
+        return str(value)
+    return value.rsplit(".", 1)[1] if isinstance(value, str) and value.startswith("fedgh.") else value
 
 
 def telling(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
@@ -109,15 +159,19 @@ def _method(run: Run, parameters: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _sorted(found: set[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Sort tuples of numbers and words; the plain mean comes before other rules."""
+    """Sort tuples of numbers and words; FedAvg and the plain mean, which others are compared with, come first."""
     return sorted(
-        found, key=lambda values: [(isinstance(v, str), (v != "Mean", v) if isinstance(v, str) else v) for v in values]
+        found,
+        key=lambda values: [
+            (isinstance(v, str), (v not in ("FedAvg", "Mean"), v) if isinstance(v, str) else v) for v in values
+        ],
     )
 
 
 def _label(method: tuple[Any, ...], parameters: Sequence[str]) -> str:
+    algorithm, rule = (NAMES.get(str(name), str(name)) for name in method[:2])
     said = [_say(key, value) for key, value in zip(parameters, method[2:], strict=True) if value != ""]
-    return ", ".join([f"{method[0]} + {method[1]}", *said])
+    return ", ".join([algorithm if rule == "Mean" else f"{algorithm} + {rule}", *said])
 
 
 def _say(key: str, value: Any) -> str:
@@ -126,7 +180,8 @@ def _say(key: str, value: Any) -> str:
     if key == "dataset._target_":
         return _dataset(str(value))
     if key.endswith("_target_") or (key == "partition.alpha" and not number):
-        return str(short(value))
+        server = "server " * (key == "server_optimizer._target_")
+        return server + NAMES.get(str(short(value)), str(short(value)))
     if key in WORDS and number:
         return WORDS[key].format(value)
     group, _, rest = key.partition(".")
@@ -146,4 +201,4 @@ def _styles(methods: Sequence[tuple[Any, ...]]) -> list[tuple[str, int]]:
     many = len(methods) > len(COLOURS)
     if many and len(algorithms) <= len(COLOURS) and len(rules) <= len(DASHES):
         return [(COLOURS[algorithms.index(m[:1] + m[2:])], rules.index(m[1])) for m in methods]
-    return [(COLOURS[i % len(COLOURS)], i // len(COLOURS) % len(DASHES)) for i in range(len(methods))]
+    return [style_of(index) for index in range(len(methods))]

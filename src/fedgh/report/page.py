@@ -15,10 +15,9 @@ from fedgh.core.errors import FedGHError
 from fedgh.metric.observatory import label_entropy, label_order, label_shares
 from fedgh.partition.base import Partition
 from fedgh.plot import picture
-from fedgh.report.document import Document
-from fedgh.report.run import Run, flatten, open_run
-from fedgh.report.style import whole_page
-from fedgh.report.table import short
+from fedgh.report.document import Document, whole_page
+from fedgh.report.groups import short
+from fedgh.storage.run import Run, flatten, open_run
 from fedgh.storage.tables import count_projections, layer_history, read_rounds, read_rows
 
 if TYPE_CHECKING:
@@ -27,6 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BINS = np.linspace(-1, 1, 65)
+MOST_CLIENTS = 200  # clients in a table or a matrix
+CLIENT_MEANS = {
+    "cosine_mean": ("mean cosine", "{:+.2f}"),
+    "removed_norm": ("removed", "{:.2f}"),
+    "gain": ("coefficient", "{:.2f}"),
+}
+CLIENT_SUMS = {"times_projected": "projected", "times_projecting": "projecting"}
+"""Columns of the observatory's table of clients, as a reader calls them."""
 GROUPS = ("algorithm", "aggregator", "server_optimizer", "dataset", "partition", "model", "sampler", "executor")
 
 
@@ -177,6 +184,8 @@ def _matrix(pairs: Mapping[str, Any], partition: Partition) -> Figure:
     cosines[moved, moved] = 1.0
     counts = partition.class_counts[ids]
     order = label_order(counts)
+    if len(order) > MOST_CLIENTS:  # evenly over the labels
+        order = [order[place] for place in np.linspace(0, len(order) - 1, MOST_CLIENTS).round().astype(int)]
     return picture.cosine_figure(cosines[np.ix_(order, order)], ids[order].tolist(), label_shares(counts)[order])
 
 
@@ -184,16 +193,16 @@ def _harmonization(page: Page, run: Run, partition: Partition | None) -> None:
     folder = run.path / "conflict" / "pairs"
     if partition is None or not read_rounds(folder):
         return
-    counts = count_projections(folder, partition.num_clients)
+    ids, counts = count_projections(folder, MOST_CLIENTS)
     if not counts.any():
         return
     page.heading(f"What {_rule(run)} did")
-    order = label_order(partition.class_counts)
+    order = label_order(partition.class_counts[ids])
     page.picture(
         "projections",
         "In how many rounds the update of one client was projected against that of another; clients with like labels "
-        "side by side.",
-        picture.projection_figure(counts[np.ix_(order, order)], order),
+        f"side by side.{_shown(len(ids), partition.num_clients, 'that were projected most often')}",
+        picture.projection_figure(counts[np.ix_(order, order)], ids[order].tolist()),
     )
 
 
@@ -203,12 +212,12 @@ def _harm(page: Page, run: Run) -> None:
     if not rounds:
         page.missing.append("Who was harmed: runs with callback=harm_report tell.")
         return
-    page.heading("Harm")
+    page.heading("Whom the round harmed")
     table = read_rows(folder, rounds[-1])
     page.picture(
         "harm",
-        "How the loss of each participant on its own training data changed in that round: as it was, and had the mean "
-        "been taken. Right of zero a client was harmed. Reports of rounds "
+        "How the loss of each participant on its own training data changed in that round: under the chosen rule, and "
+        "had the plain mean been taken. Right of zero a client was harmed. Reports of rounds "
         f"{', '.join(map(str, rounds[-8:]))} are in conflict/harm.",
         picture.harm_figure(
             table["client"].tolist(),
@@ -221,51 +230,68 @@ def _harm(page: Page, run: Run) -> None:
 
 
 def _clients(page: Page, run: Run, partition: Partition | None) -> None:
+    """Add a line a client; of very many, those whose updates opposed the others' most."""
     if partition is None:
         return
     page.heading("Clients")
-    num_clients = partition.num_clients
-    counts, shares = partition.class_counts, label_shares(partition.class_counts)
-    sums: dict[str, np.ndarray[Any, Any]] = {}
-    seen = np.zeros(num_clients)
-    for number in read_rounds(run.path / "conflict" / "clients"):
-        table = read_rows(run.path / "conflict" / "clients", number)
-        seen[table["client"]] += 1
-        for name in ("cosine_mean", "removed_norm", "gain", "times_projected", "times_projecting"):
-            if name in table:
-                sums.setdefault(name, np.zeros(num_clients))[table["client"]] += np.nan_to_num(table[name])
-    harm: dict[int, tuple[float, float, float]] = {}
-    for number in read_rounds(run.path / "conflict" / "harm"):
-        rows = read_rows(run.path / "conflict" / "harm", number)
-        losses = zip(rows["loss_before"], rows["loss_mean"], rows["loss_after"], strict=True)
-        harm |= dict(zip(rows["client"].tolist(), losses, strict=True))
+    seen, means, sums = _client_tables(run.path / "conflict" / "clients", partition.num_clients)
+    ids = np.arange(partition.num_clients)
+    if len(ids) > MOST_CLIENTS:
+        ids = np.sort(np.argsort(means.get("cosine_mean", ids), kind="stable")[:MOST_CLIENTS])  # NaN is last
+    counts, shares = partition.class_counts[ids], label_shares(partition.class_counts[ids])
     columns: dict[str, Sequence[Any]] = {
-        "client": range(num_clients),
-        "samples": partition.sizes.tolist(),
+        "client": ids.tolist(),
+        "samples": partition.sizes[ids].tolist(),
         "most of": [f"{k} ({share:.0%})" for k, share in zip(shares.argmax(1), shares.max(1), strict=True)],
         "label entropy (bits)": [f"{value:.2f}" for value in label_entropy(counts)],
     }
     if seen.any():
-        columns["rounds"] = [int(value) for value in seen]
-    names = {"cosine_mean": "mean cosine", "removed_norm": "removed norm", "gain": "gain"}
-    for name, label in names.items():
+        columns["rounds"] = seen[ids].tolist()
+    for name, (label, form) in CLIENT_MEANS.items():
+        if name in means:
+            columns[label] = [form.format(value) if np.isfinite(value) else "–" for value in means[name][ids]]
+    for name, label in CLIENT_SUMS.items():
         if name in sums:
-            form = "{:+.2f}" if name == "cosine_mean" else "{:.2f}"
-            columns[label] = [form.format(s / n) if n else "–" for s, n in zip(sums[name], seen, strict=True)]
-    for name, label in {"times_projected": "projected", "times_projecting": "projecting"}.items():
-        if name in sums:
-            columns[label] = [f"{value:.0f}" for value in sums[name]]
-    if harm:
-        known = [harm.get(k) for k in range(num_clients)]
-        columns["harm under mean"] = ["–" if row is None else f"{row[1] - row[0]:+.3f}" for row in known]
-        columns[f"harm under {_rule(run)}"] = ["–" if row is None else f"{row[2] - row[0]:+.3f}" for row in known]
+            columns[label] = [f"{value:.0f}" for value in sums[name][ids]]
+    if harm := _last_harm(run):
+        known = [harm.get(client) for client in ids.tolist()]
+        columns["change of loss under the mean"] = ["–" if row is None else f"{row[0]:+.3f}" for row in known]
+        columns[f"change of loss under {_rule(run)}"] = ["–" if row is None else f"{row[1]:+.3f}" for row in known]
     page.table(list(columns), [list(map(_cell, row)) for row in zip(*columns.values(), strict=True)], "numbers")
-    page.html.append(
-        "<p class='note'>Most of: its most frequent class. Mean cosine: to the others' updates. Removed norm: what was "
-        "taken away from an update, relative to its length. Gain: how much more it counted than in the mean. These are "
+    page.note(
+        "Most of: its most frequent class. Mean cosine: to the others' updates. Removed: what was taken away from an "
+        "update, relative to its length. Coefficient: how many times as much it counted as in the mean. These are "
         "means over the rounds it took part in. Projected, projecting: how often its update was projected against "
-        "another, or another against it. Harm: change of the loss on its own data in the last round reported.</p>"
+        "another, or another against it. Change of loss: on its own data, in the last round reported; above zero it "
+        "was harmed." + _shown(len(ids), partition.num_clients, "whose updates opposed the others' most")
     )
+
+
+def _client_tables(folder: Path, num_clients: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return rounds a client took part in, and means and sums over them of what the observatory keeps of clients."""
+    seen, sums = np.zeros(num_clients, dtype=int), dict[str, Any]()
+    for number in read_rounds(folder):
+        table = read_rows(folder, number)
+        seen[table["client"]] += 1
+        for name in (*CLIENT_MEANS, *CLIENT_SUMS):
+            if name in table:
+                sums.setdefault(name, np.zeros(num_clients))[table["client"]] += np.nan_to_num(table[name])
+    times = np.where(seen, seen, np.nan)
+    return seen, {name: sums[name] / times for name in CLIENT_MEANS if name in sums}, sums
+
+
+def _last_harm(run: Run) -> dict[int, tuple[float, float]]:
+    """Return by how much each client's loss changed under the mean and under the chosen rule, when last reported."""
+    folder, found = run.path / "conflict" / "harm", dict[int, tuple[float, float]]()
+    for number in read_rounds(folder):
+        rows = read_rows(folder, number)
+        changes = (rows[name] - rows["loss_before"] for name in ("loss_mean", "loss_after"))
+        found |= dict(zip(rows["client"].tolist(), zip(*changes, strict=True), strict=True))
+    return found
+
+
+def _shown(number: int, total: int, which: str) -> str:
+    return f" The {number} of {total:,} clients {which}." if number < total and number == MOST_CLIENTS else ""
 
 
 def _settings(page: Page, run: Run) -> None:

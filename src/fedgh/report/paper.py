@@ -10,6 +10,7 @@ from fedgh.paper.matrix import Cell, cells
 from fedgh.report.cells import Result
 from fedgh.report.compare import Gain, Score, paired_gain
 from fedgh.report.cost import reach
+from fedgh.report.groups import NAMES as DATASETS
 
 TITLES = {
     "table1": "Table 1: CIFAR-10 and CIFAR-100",
@@ -28,19 +29,16 @@ TITLES = {
 ROWS_OF = {"table3": ("K", "partition.num_clients"), "table4": ("E", "algorithm.local_epochs")}
 """Tables that print one of their settings in rows."""
 
-NAMES = {
+NAMES = DATASETS | {
     "fedavg": "FedAvg",
     "fedprox": "FedProx",
     "fednova": "FedNova",
     "feddecorr": "FedDecorr",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "tiny_imagenet": "Tiny-ImageNet",
     "fedgh": "+ FedGH",
-    "mean_at_gain": "FedAvg at FedGH's gain",
-    "mean_at_norm": "FedAvg at FedGH's length",
-    "fedgh_over_gain": "FedGH at the mean's gain",
-    "fedgh_at_mean_norm": "FedGH at the mean's length",
+    "mean_at_gain": "FedAvg with FedGH's coefficient sum",
+    "mean_at_norm": "FedAvg with FedGH's length",
+    "fedgh_over_gain": "FedGH with the mean's coefficient sum",
+    "fedgh_at_mean_norm": "FedGH with the mean's length",
     "guarded_mean": "guarded: FedAvg",
     "guarded_fedgh": "guarded: + FedGH",
     "plain_mean": "plain: FedAvg",
@@ -110,7 +108,7 @@ def grid(results: Sequence[Result]) -> tuple[list[str], list[list[list[str]]]]:
     for (name, _), line in table.items():  # the same columns in every row
         rows.append([[name], *(_accuracy(line[column]) for column in columns)])
         if any(result.baseline and result.runs for result in line.values()):
-            rows.append([["gain"], *(_gain(line[column]) for column in columns)])
+            rows.append([["gain in accuracy"], *(_gain(line[column]) for column in columns)])
     arms = {result.cell.aggregator: line for line in table.values() for result in line.values()}
     for ours, other in VERSUS.get(published[0].place, ()):
         pairs = [(arms[ours][column], arms[other][column]) for column in columns]

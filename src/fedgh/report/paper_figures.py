@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
+from fedgh.plot.curves import ACCURACY, Curve, conflict_figure, curves_figure, gains_figure
+from fedgh.plot.style import style_of
 from fedgh.report.cells import Result
 from fedgh.report.cost import reach
-from fedgh.report.figures import Curve, conflict_figure, curves_figure, gains_figure
 from fedgh.report.paper import NAMES, as_published, column_name, published_gain, row_name, split_name
-from fedgh.report.run import Run, aligned
+from fedgh.storage.run import Run, aligned
 from fedgh.storage.tables import read_rounds, read_rows
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def curve(result: Result, metric: str, label: str, colour: int, scale: float = 1
     if found is None:
         return None
     rounds, values = found
-    return Curve(label, rounds, scale * values, colour, dashed=result.baseline is None)
+    return Curve(label, rounds, scale * values, (style_of(colour)[0], int(result.baseline is None)))
 
 
 def figure2(results: Sequence[Result]) -> tuple[Figure | None, Table]:
@@ -66,7 +67,7 @@ def figure2(results: Sequence[Result]) -> tuple[Figure | None, Table]:
         ratio = curve(result, "conflict/ratio", split, colour, scale=100)
         ratios.setdefault(panel, [])
         if ratio is not None:
-            ratio = Curve(split, ratio.rounds, ratio.values, colour)
+            ratio = Curve(split, ratio.rounds, ratio.values, style_of(colour))
             ratios[panel].append(ratio)
         known = [values[np.isfinite(values)] for values in sets if np.isfinite(values).any()]
         published = PUBLISHED_LEAST.get((clients, split))
@@ -97,9 +98,9 @@ def figure4(results: Sequence[Result]) -> tuple[Figure | None, Table]:
         loss += _known(curve(result, "global/test/loss", label, colour))
         if result.baseline is not None:
             rows.append([label, *reach_cells(result), f"{PUBLISHED_REACH[result.cell.row]} %"])
-    panels = [("", "Test accuracy (%)", accuracy), ("", "Test loss", loss)]
+    panels = [("", ACCURACY, accuracy), ("", "Test loss", loss)]
     head = ["", "baseline's final level (%)", "rounds to it", "of its rounds", "paper"]
-    return (curves_figure(panels) if accuracy else None), (head, rows)
+    return (curves_figure([panels]) if accuracy else None), (head, rows)
 
 
 def figure5(results: Sequence[Result]) -> Figure | None:
@@ -109,8 +110,8 @@ def figure5(results: Sequence[Result]) -> Figure | None:
         paper = as_published(result)
         title = column_name(paper, [paper])
         panels.setdefault(title, []).extend(_known(curve(result, "global/test/acc", _label(result), colour, scale=100)))
-    shown = [(title, "Test accuracy (%)", curves) for title, curves in panels.items() if curves]
-    return curves_figure(shown) if shown else None
+    shown = [(title, ACCURACY, curves) for title, curves in panels.items() if curves]
+    return curves_figure([shown]) if shown else None
 
 
 def gains(results: Sequence[Result]) -> Figure | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedgh.core.errors import DataError
-from fedgh.report.run import Run, open_run
-from fedgh.report.wandb_files import read_export, read_offline
+from fedgh.storage.run import Run, open_run
+from fedgh.tracking.wandb_files import read_export, read_offline
 
 log = logging.getLogger(__name__)
 

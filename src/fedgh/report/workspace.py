@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.report.cells import begun, results
 from fedgh.report.document import Document
+from fedgh.report.groups import Groups
 from fedgh.report.paper import TITLES, grid, size_note
-from fedgh.report.run import Run
 from fedgh.report.runs import once
-from fedgh.report.table import cells_of_table, seeds_table
-from fedgh.report.wandb_files import read_project
+from fedgh.report.seeds import over_seeds
+from fedgh.storage.run import Run
+from fedgh.tracking.wandb_files import read_project
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report
@@ -149,7 +150,7 @@ def tables(runs: Sequence[Run]) -> list[str]:
         return []
     document = Document(Path(), "")
     document.heading("Over seeds")
-    document.table(*cells_of_table(seeds_table(runs)))
+    document.table(*over_seeds(Groups.of(runs)))
     found, _, problems = results(runs)
     for preset in dict.fromkeys(result.cell.preset for result in found):
         shown = begun(found, preset)

@@ -7,17 +7,18 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
 
 from fedgh.paper.matrix import places
-from fedgh.plot.picture import run_figure
-from fedgh.report import paper_figures
+from fedgh.plot.curves import ACCURACY, CONFLICT, Curve, curves_figure
+from fedgh.report import paper_figures, seeds
 from fedgh.report.cells import Result, begun, results
 from fedgh.report.cost import cost_line
 from fedgh.report.document import Document
+from fedgh.report.groups import Group, Groups
 from fedgh.report.paper import TITLES, grid, long_form, size_note
-from fedgh.report.run import Run
-from fedgh.report.table import by_setting, cells_of_table, paired_gains, runs_table, seeds_table
+from fedgh.report.seeds import write_csv
+from fedgh.storage.run import Run, aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def write_report(runs: Sequence[Run], folder: Path, problems: Sequence[str] = ()
     if problems:
         document.points(problems, kind="warning")
     if runs:
-        runs_table(runs).to_csv(folder / "runs.csv", index=False)
+        write_csv(seeds.runs_table(runs), folder / "runs.csv")
     if found:
         _write_paper(document, found)
     if others:
@@ -57,8 +58,7 @@ def write_report(runs: Sequence[Run], folder: Path, problems: Sequence[str] = ()
 def _write_paper(document: Document, found: Sequence[Result]) -> None:
     """Add the paper's tables and figures, preset by preset, with the cells that are missing."""
     folder = document.folder
-    lines = pd.DataFrame(long_form(found)).astype({"pairs": "Int64", "seeds_that_reached_it": "Int64"})
-    lines.to_csv(folder / "paper_tables.csv", index=False)
+    write_csv(long_form(found), folder / "paper_tables.csv")
     for preset in dict.fromkeys(result.cell.preset for result in found):
         shown = begun(found, preset)
         document.heading(f"The paper's experiments at preset {preset}")
@@ -66,7 +66,8 @@ def _write_paper(document: Document, found: Sequence[Result]) -> None:
         document.text(
             "Accuracy of the global model on the official test split, in percent: after the last round, mean ± "
             "standard deviation over seeds (their number); and its mean over the last ten rounds. The paper gives one "
-            "seed. Gains in points, paired by seed, with a 95 % interval and the p-value of a two-sided paired t-test."
+            "seed. Gains in accuracy are in points, paired by seed, with a 95 % interval and the p-value of a two-"
+            "sided paired t-test."
         )
         _picture(document, f"gains_{preset}", "Gains of FedGH, ours and the paper's.", paper_figures.gains(_all(shown)))
         for place, of in shown.items():
@@ -142,25 +143,57 @@ def _write_cost(
 
 def _write_others(document: Document, runs: Sequence[Run], apart: bool) -> None:
     """Add the runs that are no cell of the paper: a line a setting, gains over the mean, curves, cost."""
-    folder = document.folder
+    folder, groups = document.folder, Groups.of(runs)
     document.heading("Other runs" if apart else "Over seeds")
     if not apart:
         document.text("None of these runs is a cell of the paper's tables; `fedgh-paper` runs those.")
-    tables = {"seeds": seeds_table(runs), "gain": paired_gains(runs)}
-    for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
-    document.table(*cells_of_table(tables["seeds"]))
-    if len(tables["gain"]):
-        document.heading("Gain in final accuracy over the mean, paired by seed", 3)
-        document.table(*cells_of_table(tables["gain"]))
-    drawn = {label: curves(run) for label, run in labels(runs).items() if run.rows}
+    document.text(f"On {', '.join(groups.datasets)}. {seeds.EXPLAINED}")
+    document.table(*seeds.over_seeds(groups))
+    write_csv(seeds.of_groups(groups), folder / "seeds.csv")
+    head, rows = seeds.gains_table(groups)
+    if rows:
+        write_csv(seeds.gain_lines(groups), folder / "gain.csv")
+        document.heading("Gain in final accuracy over the plain mean", 3)
+        document.text(
+            "The same algorithm and settings with the mean as aggregator, paired by seed; with a 95 % interval and the "
+            "p-value of a two-sided paired t-test."
+        )
+        document.table(head, rows)
+    panels = curve_panels(groups)
     _picture(
         document,
         "curves",
-        "Accuracy and conflict ratio per round of the first run of every setting.",
-        run_figure(drawn) if drawn else None,
+        "Accuracy of the global model and share of pairs of clients in conflict, per round: mean over seeds and one "
+        "standard deviation.",
+        curves_figure(panels, 3.4) if panels else None,
     )
-    _write_cost(document, {_name(setting): alike for setting, alike in by_setting(runs).items()})
+    _write_cost(document, {groups.name(group): group.finished for group in groups.members})
+
+
+def curve_panels(groups: Groups, columns: int = 3) -> list[list[tuple[str, str, list[Curve]]]]:
+    """Return the panels of every federation, accuracy above conflict, some federations side by side."""
+    drawn: dict[int, list[tuple[str, str, list[Curve]]]] = {}
+    for federation, name in enumerate(groups.federations):
+        members = [group for group in groups.members if group.federation == federation]
+        for metric, label in (("global/test/acc", ACCURACY), ("conflict/ratio", CONFLICT)):
+            curves = [curve for group in members if (curve := curve_of(groups, group, metric)) is not None]
+            if curves:
+                drawn.setdefault(federation, []).append((name, label, curves))
+    if len(drawn) == 1:
+        return list(drawn.values())  # one beside the other
+    rows = []
+    for start in range(0, len(drawn), columns):
+        beside = list(drawn.values())[start : start + columns]
+        rows += [[of[row] for of in beside if row < len(of)] for row in range(max(map(len, beside)))]
+    return rows
+
+
+def curve_of(groups: Groups, group: Group, metric: str) -> Curve | None:
+    """Return a metric of the finished runs of a group, in percent; None where none has it."""
+    found = aligned(group.finished, metric)
+    if found is None:
+        return None
+    return Curve(groups.methods[group.method], found[0], 100 * np.asarray(found[1]), groups.styles[group.method])
 
 
 def _picture(document: Document, name: str, caption: str, figure: Figure | None) -> None:
@@ -173,27 +206,3 @@ def _picture(document: Document, name: str, caption: str, figure: Figure | None)
 
 def _all(places_with: Mapping[str, Sequence[Result]]) -> list[Result]:
     return [result for of in places_with.values() for result in of]
-
-
-def curves(run: Run) -> dict[str, list[float]]:
-    """Return what the picture of a run needs."""
-    return {
-        "round": run.curve("round"),
-        "accuracy": run.curve("global/test/acc"),
-        "conflict_ratio": run.curve("conflict/ratio"),
-    }
-
-
-def _say(key: str, value: object) -> str:
-    """Return a choice by its name, a number with the name of its setting."""
-    return value if isinstance(value, str) else f"{key.rsplit('.', 1)[-1]} {value}"
-
-
-def _name(setting: Sequence[tuple[str, object]]) -> str:
-    return ", ".join(_say(key, value) for key, value in setting) or "run"
-
-
-def labels(runs: Sequence[Run], most: int = 7) -> dict[str, Run]:
-    """Name the first run of every setting by what sets it apart; at most as many as a picture can tell apart."""
-    first = [(setting, alike[0]) for setting, alike in by_setting(runs).items()]
-    return {f"{_name(setting)} (seed {run.seed})": run for setting, run in first[:most]}

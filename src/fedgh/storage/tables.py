@@ -98,18 +98,34 @@ def layer_history(folder: Path, rounds: Sequence[int] | None = None) -> dict[str
     return history
 
 
-def count_projections(folder: Path, num_clients: int) -> NDArray[np.float64]:
+def count_projections(folder: Path, most: int = 200) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Count from the table ``pairs`` who was projected against whom.
 
+    Args:
+        folder: Of the table.
+        most: Clients to count for; of more, those that were projected most often.
+
     Returns:
-        ``(clients, clients)``: rounds in which the client of the row was projected against that of the column.
+        Ids, ascending; and ``(clients, clients)``: rounds in which the client of the row was projected against that of
+        the column.
     """
-    counts = np.zeros((num_clients, num_clients))
-    for number in read_rounds(folder):
-        table = read_rows(folder, number, ["first", "second", "bent_first", "bent_second"])
-        counts[table["first"], table["second"]] += table["bent_first"]
-        counts[table["second"], table["first"]] += table["bent_second"]
-    return counts
+    names = ["first", "second", "bent_first", "bent_second"]
+    tables = [read_rows(folder, number, names) for number in read_rounds(folder)]
+    pairs = {name: np.concatenate([table[name] for table in tables]) for name in names} if tables else {}
+    if not pairs or not len(pairs["first"]):
+        return np.zeros(0, dtype=np.int64), np.zeros((0, 0))
+    ends = np.concatenate([pairs["first"], pairs["second"]])
+    ids, place = np.unique(ends, return_inverse=True)
+    often = np.bincount(place, np.concatenate([pairs["bent_first"], pairs["bent_second"]]))
+    kept = np.sort(np.argsort(-often, kind="stable")[:most])
+    there = np.full(len(ids), -1)
+    there[kept] = np.arange(len(kept))
+    first, second = there[place].reshape(2, -1)
+    both = (first >= 0) & (second >= 0)
+    counts = np.zeros((len(kept), len(kept)))
+    np.add.at(counts, (first[both], second[both]), pairs["bent_first"][both])
+    np.add.at(counts, (second[both], first[both]), pairs["bent_second"][both])
+    return ids[kept].astype(np.int64), counts
 
 
 def _path(folder: Path, round_index: int) -> Path:

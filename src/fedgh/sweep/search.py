@@ -23,8 +23,8 @@ from fedgh.config import did_you_mean
 from fedgh.config.entry import in_sweep
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.seeding import torch_seed
+from fedgh.report.seeds import Line, write_csv
 from fedgh.storage.jobs import closing, read_jobs
-from fedgh.sweep.tables import Line, write_csv
 
 if TYPE_CHECKING:
     from optuna import Study

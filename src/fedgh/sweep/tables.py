@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from math import isfinite, nan
-from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from math import nan
 
+from fedgh.report.seeds import MEASURES, Line, seeds_table
+from fedgh.report.seeds import text_of as text_of
+from fedgh.report.seeds import write_csv as write_csv
 from fedgh.storage.jobs import JobRecord
-
-MEASURES = {"accuracy": "final/acc", "last10": "last10/acc_mean", "conflict": "mean/conflict_ratio"}
-"""Column -> key of ``summary.json``: test accuracy after the last round, its mean over the last ten, share of pairs in
-conflict over all rounds."""
-
-Line = dict[str, Any]
 
 
 def varied(jobs: Sequence[JobRecord]) -> list[str]:
@@ -41,47 +34,12 @@ def jobs_table(jobs: Sequence[JobRecord]) -> list[Line]:
 
 
 def mean_over_seeds(jobs: Sequence[JobRecord]) -> list[Line]:
-    """Return a line per setting: finished seeds, mean and standard deviation (n - 1; NaN for one) of each measure."""
+    """Return the table over seeds: a line per setting, as it was typed, with the jobs that are finished."""
     keys = varied(jobs)
-    groups: dict[tuple[str, ...], list[JobRecord]] = {}
+    found: dict[tuple[str, ...], list[JobRecord]] = {}
     for job in jobs:
-        groups.setdefault(tuple(job.settings.get(key, "") for key in keys), []).append(job)
-    lines = []
-    for setting, group in groups.items():
-        line: Line = dict(zip(keys, setting, strict=True))
-        line["seeds"] = sum(job.status == "finished" for job in group)
-        for name, key in MEASURES.items():
-            values = [job.results[key] for job in group if key in job.results]
-            line[f"{name}_mean"] = mean(values) if values else nan
-            line[f"{name}_sd"] = stdev(values) if len(values) > 1 else nan
-        lines.append(line)
-    return lines
-
-
-def write_csv(table: Sequence[Line], path: Path) -> None:
-    """Write lines of equal columns, all or nothing; numbers that are not known stay empty."""
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in table)
-    aside.replace(path)
-
-
-def text_of(table: Sequence[Line]) -> str:
-    """Return the table over seeds for a terminal: shares in percent, mean ± standard deviation."""
-    keys = [key for key in table[0] if not key.endswith(("_mean", "_sd"))]
-    lines = [[*keys, *(f"{name} (%)" for name in MEASURES)]]
-    for line in table:
-        measured = [_percent(line[f"{name}_mean"], line[f"{name}_sd"]) for name in MEASURES]
-        lines.append([*(str(line[key]) for key in keys), *measured])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        found.setdefault(tuple(job.settings.get(key, "") for key in keys), []).append(job)
+    return seeds_table(
+        (dict(zip(keys, values, strict=True)), [job.results for job in alike if job.status == "finished"])
+        for values, alike in found.items()
     )
-
-
-def _percent(value: float, spread: float) -> str:
-    if not isfinite(value):
-        return "-"
-    return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if isfinite(spread) else "")

@@ -26,12 +26,15 @@ IGNORED = (
     "trainer.",
     "checkpoint.",
     "callback.",
+    "executor.",
     "task_name",
     "name",
     "dataset.root",
     "dataset.download",
 )
 """Settings that do not change what is computed, or that seeds are averaged over."""
+COUNTED = ("trainer.precision", "executor.row_dtype")
+"""Of these, those that do."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,15 @@ class Run:
         """Return the settings that decide what is computed, without the seed; numbers as floats, nothing empty."""
         kept = {}
         for key, value in self.settings.items():
-            if value not in (None, "", []) and (key == "trainer.precision" or not key.startswith(IGNORED)):
+            if value not in (None, "", []) and (key in COUNTED or not key.startswith(IGNORED)):
                 number = isinstance(value, int | float) and not isinstance(value, bool)
                 kept[key] = float(value) if number else value
         return kept
+
+    def left_empty(self) -> list[str]:
+        """Return the settings that :meth:`outcome` would have, but that are set to nothing."""
+        empty = [key for key, value in self.settings.items() if value in (None, "", [])]
+        return [key for key in empty if key in COUNTED or not key.startswith(IGNORED)]
 
 
 def open_run(directory: Path) -> Run:

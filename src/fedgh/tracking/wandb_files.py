@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgh.core.errors import DataError
-from fedgh.report.run import Run, check_settings, flatten
+from fedgh.storage.run import Run, check_settings, flatten
 from fedgh.tracking import offline
 
 CLOSING = ("rounds", "final/acc", "last10/acc_mean", "last10/acc_best", "final/conflict_ratio", "mean/conflict_ratio")
