@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from types import CodeType, ModuleType
 
 MOVED = {
+    "fedgh.executor.cohort": "fedgh.executor.vectorized",
     "fedgh.train": "fedgh.cli.train",
     "fedgh.evaluate": "fedgh.cli.evaluate",
     "fedgh.summarize": "fedgh.cli.report",

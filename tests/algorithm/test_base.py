@@ -1,6 +1,7 @@
 """The contract: defaults are FedAvg; settings outside their range are refused."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch.nn.functional import cross_entropy
 from fedgh.algorithm.base import Algorithm
 from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.errors import ConfigurationError
+from fedgh.core.types import Phase
+from tests.algorithm.stand_in import StandIn
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -25,13 +28,14 @@ def test_defaults_are_fedavg(make):
     algorithm = make.algorithm(Algorithm)
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     batch = torch.zeros(2, 1), torch.tensor([0, 0])
-    loss = algorithm.local_loss(batch, lambda params, images: (logits, images), torch.ones(3), torch.zeros(3), {})
+    forward = StandIn(lambda params, inputs: (logits, inputs))
+    loss = algorithm.local_loss(batch, forward, torch.ones(3), torch.zeros(3), {})
     assert torch.equal(loss, cross_entropy(logits, batch[1]))
     weights = torch.tensor([0.3, 0.7])
-    assert algorithm.rescale(weights, None) is weights
-    assert algorithm.init_client_state(torch.tensor([1, 2])) == {}
-    state = {"c": torch.ones(2)}
-    assert algorithm.finish(state, torch.ones(3), 4) is state
+    assert algorithm.client_weights(weights, None) is weights
+    client = SimpleNamespace(state={"c": torch.ones(2)})
+    assert algorithm.report(client, None).state is client.state
+    assert algorithm.phases(()) == (Phase(epochs=algorithm.local_epochs),)
 
 
 def test_optimizer_settings_name_the_class(make):

@@ -6,6 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from fedgh.algorithm.feddecorr import FedDecorr, decorrelation
 from fedgh.core.errors import ConfigurationError
+from tests.algorithm.stand_in import StandIn
 
 A, B, C = [-1.0, 0.0, 1.0], [1.0, -2.0, 1.0], [-1.0, 1.0, 0.0]  # r_AB = 0, r_AC = 1/2, r_BC = -sqrt(3)/2
 
@@ -77,7 +78,8 @@ def test_dead_features_give_no_nan():
 def local_loss(algorithm, features, labels):
     head = torch.tensor([[1.0, -1.0], [0.5, 2.0]])
     batch = torch.zeros(len(features), 1), labels
-    return algorithm.local_loss(batch, lambda params, images: (features @ head, features), None, None, {}), head
+    forward = StandIn(lambda params, inputs: (features @ head, features))
+    return algorithm.local_loss(batch, forward, None, None, {}), head
 
 
 def test_local_loss_is_cross_entropy_plus_beta_times_the_penalty_of_the_features(make):

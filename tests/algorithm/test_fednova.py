@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedgh.algorithm.fednova import FedNova, accumulation_norm
+from fedgh.algorithm.base import accumulation
+from fedgh.algorithm.fednova import FedNova
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
@@ -24,19 +25,21 @@ def test_coefficient_by_simulation(momentum, steps):
         params.grad[step] = 1
         optimizer.step()
     counted = -params.detach() / 0.01
-    norm = accumulation_norm(torch.tensor([steps]), momentum)
+    norm = accumulation(torch.tensor([steps]), momentum)
     assert norm.item() == pytest.approx(float(counted.abs().sum()), rel=1e-10)
 
 
 def test_coefficient_by_hand():
     """rho = 1/2: one step 1; two steps (3/2) + 1; three steps (7/4) + (3/2) + 1."""
-    assert accumulation_norm(torch.tensor([1, 2, 3]), 0.5).tolist() == pytest.approx([1.0, 2.5, 4.25])
-    assert accumulation_norm(torch.tensor([1, 7]), 0.0).tolist() == [1.0, 7.0]
+    assert accumulation(torch.tensor([1, 2, 3]), 0.5).tolist() == pytest.approx([1.0, 2.5, 4.25])
+    assert accumulation(torch.tensor([1, 7]), 0.0).tolist() == [1.0, 7.0]
 
 
 def weights_of(make, shares, steps, momentum=0.0):
     shares = torch.tensor(shares, dtype=torch.float64)
-    return make.algorithm(FedNova, momentum=momentum).rescale(shares, SimpleNamespace(local_steps=torch.tensor(steps)))
+    return make.algorithm(FedNova, momentum=momentum).client_weights(
+        shares, SimpleNamespace(local_steps=torch.tensor(steps))
+    )
 
 
 def test_weights_by_hand(make):
@@ -82,13 +85,13 @@ def test_fednova_and_fedgh_commute(make, seed):
     rows = torch.randn(6, 40, generator=generator, dtype=torch.float64)
     shares = torch.rand(6, generator=generator, dtype=torch.float64)
     shares, steps = shares / shares.sum(), torch.randint(1, 30, (6,), generator=generator)
-    a = accumulation_norm(steps, 0.9)
+    a = accumulation(steps, 0.9)
     fedgh = make.rule("fedgh")
 
     def harmonized(rows, weights):
         return fedgh(UpdateMatrix.of(rows), rows @ rows.T, Cohort.of(weights, seed), {}).update
 
-    weights = make.algorithm(FedNova, momentum=0.9).rescale(shares, SimpleNamespace(local_steps=steps))
+    weights = make.algorithm(FedNova, momentum=0.9).client_weights(shares, SimpleNamespace(local_steps=steps))
     normalized_first = (shares * a).sum() * harmonized(rows / a[:, None], shares)
     normalized_after = harmonized(rows, weights)
     torch.testing.assert_close(normalized_after, normalized_first, rtol=1e-12, atol=1e-12)

@@ -8,6 +8,7 @@ from fedgh.algorithm.fedavg import FedAvg
 from fedgh.algorithm.fedprox import FedProx
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation.round import initial_state, run_round
+from tests.algorithm.stand_in import StandIn
 
 
 def linear(params, images):
@@ -21,7 +22,7 @@ def test_gradient_against_a_finite_difference(make):
     batch = torch.randn(5, 2, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
 
     def loss(at):
-        return algorithm.local_loss(batch, linear, at, reference, {})
+        return algorithm.local_loss(batch, StandIn(linear), at, reference, {})
 
     at = params.clone().requires_grad_()
     loss(at).backward()

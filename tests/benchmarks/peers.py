@@ -25,7 +25,7 @@ import torch
 from benchmark import machine
 from workloads import WORKLOADS, Workload, build, rounds
 
-from fedgh.executor.cohort import CohortExecutor
+from fedgh.executor.vectorized import VectorizedExecutor
 
 Round = Callable[[], dict[str, float]]
 
@@ -146,7 +146,7 @@ def prepare(name: str, pairs: int) -> Match:
     """Build our side: the sequential executor, and the cohort executor where ``executor=auto`` picks it."""
     workload, device = WORKLOADS[name], torch.device("cpu")
     picked = build(workload, "auto", device).executor
-    executors = ["sequential", "cohort"] if isinstance(picked, CohortExecutor) else ["sequential"]
+    executors = ["sequential", "vectorized"] if isinstance(picked, VectorizedExecutor) else ["sequential"]
     ours = {e: rounds(build(workload, e, device, torch.channels_last)) for e in executors}  # as runs have it
     return Match(workload, ours, pairs, times=20 if name == "W3" else 1)
 

@@ -20,9 +20,9 @@ from fedgh.core.flat import FlatModel
 from fedgh.dataset.augmentation import Augmentation
 from fedgh.dataset.base import ImageDataset
 from fedgh.executor.auto import choose
-from fedgh.executor.cohort import CohortExecutor
 from fedgh.executor.ray import RayExecutor
 from fedgh.executor.sequential import SequentialExecutor
+from fedgh.executor.vectorized import VectorizedExecutor
 from fedgh.federation.loop import Schedule, describe
 from fedgh.federation.round import Federation, initial_state, run_round
 from fedgh.model.base import Model
@@ -89,7 +89,7 @@ WORKLOADS = {
     "W2": Workload("W2", 200, 50, 20, 10, CNN),
     "W3": Workload("W3", 100, 20, 20, 10, partial(MLP, hidden=[])),
 }
-EXECUTORS = {"sequential": SequentialExecutor, "cohort": partial(CohortExecutor, width=20)}
+EXECUTORS = {"sequential": SequentialExecutor, "vectorized": partial(VectorizedExecutor, width=20)}
 AUTO = partial(choose, width=20)
 TWO_RAY_WORKERS = {
     **{"address": None, "num_workers": 2, "cpus_per_worker": 1, "threads_per_worker": 1, "max_attempts": 3},

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from fedgh.algorithm.fedavg import FedAvg
 from fedgh.algorithm.feddecorr import FedDecorr
 from fedgh.algorithm.fedprox import FedProx
 from fedgh.core.errors import ConfigurationError, TrainingError
+from fedgh.core.types import Report, Start
 from fedgh.dataset.augmentation import Augmentation
 from fedgh.executor import ray_cluster
 from fedgh.executor.ray import Raw, RayExecutor
@@ -79,15 +81,17 @@ def assert_same(ours, theirs):
 class Wayward(FedAvg):
     """Remembers its updates and trains on them; now and then a step takes its time."""
 
-    def init_client_state(self, label_counts):
-        return {"sum": torch.zeros(15), "labels": label_counts}
+    def prepare(self, client):
+        first = {"sum": torch.zeros(15), "labels": client.label_counts}
+        return Start(client.received.params, client.received.buffers, {**first, **client.state})
 
     def local_loss(self, batch, forward, params, global_params, state):
         time.sleep(int.from_bytes(os.urandom(1), "big") / 10_000)
         return super().local_loss(batch, forward, params, global_params, state) + 0.1 * (params @ state["sum"])
 
-    def finish(self, state, update, local_steps):
-        return {**state, "sum": state["sum"] + update, "last": update}
+    def report(self, client, trained):
+        sum_of_updates = trained.state["sum"] + trained.update
+        return Report({**trained.state, "sum": sum_of_updates, "last": trained.update})
 
 
 def plain(make):
@@ -145,8 +149,8 @@ def test_answers_come_in_any_order(make, ray, monkeypatch):
     """
     ours, theirs = federations(make, plain)
     filled, write = [], RayExecutor._write
-    monkeypatch.setattr(RayExecutor, "work", lambda self, ids, *_: iter([[2], [1], [0]]))
-    monkeypatch.setattr(RayExecutor, "_write", lambda self, a, rows, r: (filled.extend(rows), write(self, a, rows, r)))
+    monkeypatch.setattr(RayExecutor, "shares", lambda self, clients: iter([[2], [1], [0]]))
+    monkeypatch.setattr(RayExecutor, "_write", lambda self, a, rows, r: filled.extend(rows) or write(self, a, rows, r))
     ours.executor.open()
     ray.get([slot.task for slot in ours.executor._slots])
     assert_same(rounds(ours, 8), rounds(theirs, 8))
@@ -161,8 +165,8 @@ class Fatal(FedAvg):
 
     lives: Path
 
-    def init_client_state(self, label_counts):
-        return {"examples": label_counts.sum()}
+    def prepare(self, client):
+        return Start(client.received.params, client.received.buffers, {"examples": client.label_counts.sum()})
 
     def local_loss(self, batch, forward, params, global_params, state):
         if int(state["examples"]) == 30 and (files := list(self.lives.iterdir())):
@@ -199,11 +203,12 @@ def test_the_largest_clients_are_handed_out_first_and_ever_fewer_at_a_time(make)
     executor = make.federation(executor=TWO, algorithm=make.algorithm(batch_size=4)).executor
     executor._slots = [None, None]  # never started
     executor.client_indices = [torch.arange(4 * n) for n in [1, 9, 2, 8, 7, 3, 5, 5, 2, 8]]
-    calls = list(executor.work(range(10), [{}] * 10, 0))
+    clients = [SimpleNamespace(client_id=k) for k in range(10)]
+    calls = list(executor.shares(clients))
     assert [row for call in calls for row in call] == [1, 3, 9, 4, 6, 7, 5, 2, 8, 0]
     assert [len(call) for call in calls] == [2, 2, 1, 1, 1, 1, 1, 1]
     executor._seconds_per_step = 1e-9  # not worth a call of its own: one call a worker
-    assert [sum(executor.num_steps(k) for k in call) for call in executor.work(range(10), [{}] * 10, 0)] == [25, 25]
+    assert [sum(executor.num_steps(k) for k in call) for call in executor.shares(clients)] == [25, 25]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from fedgh.executor.cohort import CohortExecutor
 
 from fedgh import config
 from fedgh.core.errors import ConfigurationError
-from fedgh.executor.cohort import CohortExecutor
 from fedgh.executor.sequential import SequentialExecutor
 from fedgh.federation.round import initial_state, run_round
 
-EXECUTORS = {"sequential": SequentialExecutor, "cohort": partial(CohortExecutor, width=2)}
+EXECUTORS = {"sequential": SequentialExecutor, "vectorized": partial(CohortExecutor, width=2)}
 UNEVEN = torch.repeat_interleave(torch.arange(4), torch.tensor([5, 9, 16, 30])).numpy()
 ROUNDING = 2.0**-8
 """Half a unit in the last of bfloat16's 8 bits, relative."""
@@ -76,7 +76,7 @@ def test_the_mean_moves_by_bfloat16_rounding_at_most(make, executor):
     assert float(off.max()) > 0  # it is another matrix
 
 
-@pytest.mark.parametrize("name", ["sequential", "cohort", "auto"])
+@pytest.mark.parametrize("name", ["sequential", "vectorized", "auto"])
 def test_it_is_a_key_of_every_executor(make, root_config, name):
     cfg = root_config(f"executor={name}", "executor.row_dtype=bfloat16")
     config.validate(config.resolve(cfg))
@@ -84,7 +84,7 @@ def test_it_is_a_key_of_every_executor(make, root_config, name):
     assert federation.executor([0], initial_state(federation.model)).updates.rows.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["sequential", "cohort", "auto"])
+@pytest.mark.parametrize("name", ["sequential", "vectorized", "auto"])
 def test_a_config_from_before_the_setting_goes_on_in_float32(make, root_config, name):
     cfg = config.resolve(root_config(f"executor={name}", "~executor.row_dtype"))
     config.validate(cfg)
@@ -92,7 +92,7 @@ def test_a_config_from_before_the_setting_goes_on_in_float32(make, root_config, 
     assert federation.executor.row_dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["sequential", "cohort", "auto"])
+@pytest.mark.parametrize("name", ["sequential", "vectorized", "auto"])
 def test_other_types_are_refused(make, root_config, name):
     executor = config.build(root_config(f"executor={name}", "executor.row_dtype=fp16").executor)
     message = (

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.errors import TrainingError
+from fedgh.core.types import Report, Start
 from fedgh.dataset.augmentation import Augmentation
 from fedgh.executor import sequential
 from fedgh.executor.sequential import SequentialExecutor
@@ -153,7 +154,7 @@ def test_the_global_random_state_is_left_alone(make):
 
 @pytest.mark.parametrize("settings", [{"limit_train_batches": 1}, {"limit_train_batches": 2}])
 def test_a_trainer_that_cuts_clients_short_is_noticed(make, monkeypatch, settings):
-    monkeypatch.setattr(sequential, "IMAGES", 1)  # one client a training step, as with clients of real size
+    monkeypatch.setattr(sequential, "EXAMPLES", 1)  # one client a training step, as with clients of real size
     federation = make.federation(trainer=make.trainer(**settings))
     message = r"round 0: clients \[0, 1, 2\] should have taken \[3, 3, 3\] local steps, but took .*limit_train_batches"
     with pytest.raises(TrainingError, match=message):
@@ -167,7 +168,7 @@ def test_a_trainer_that_skips_the_fit_is_noticed(make):
 
 
 def test_callbacks_of_the_trainer_run(make, monkeypatch):
-    monkeypatch.setattr(sequential, "IMAGES", 1)
+    monkeypatch.setattr(sequential, "EXAMPLES", 1)
 
     class Count(pl.Callback):
         starts = batches = 0
@@ -209,14 +210,16 @@ def test_memory_and_open_files_stay_flat_over_300_fits(make):
 class Remembering(FedAvg):
     """Counts its own rounds, adds up its updates, and trains on what it remembers."""
 
-    def init_client_state(self, label_counts):
-        return {"rounds": torch.zeros((), dtype=torch.int64), "labels": label_counts, "sum": torch.zeros(15)}
+    def prepare(self, client):
+        first = {"rounds": torch.zeros((), dtype=torch.int64), "labels": client.label_counts, "sum": torch.zeros(15)}
+        return Start(client.received.params, client.received.buffers, {**first, **client.state})
 
     def local_loss(self, batch, forward, params, global_params, state):
         return super().local_loss(batch, forward, params, global_params, state) + 0.1 * (params @ state["sum"])
 
-    def finish(self, state, update, local_steps):
-        return {**state, "rounds": state["rounds"] + 1, "sum": state["sum"] + update, "last": update}
+    def report(self, client, trained):
+        state, update = trained.state, trained.update
+        return Report({**state, "rounds": state["rounds"] + 1, "sum": state["sum"] + update, "last": update})
 
 
 def test_the_state_of_an_algorithm_survives_from_round_to_round(make):

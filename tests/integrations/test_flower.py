@@ -33,7 +33,7 @@ from fedgh import config
 from fedgh.algorithm.fedavg import FedAvg as PlainAlgorithm
 from fedgh.algorithm.fednova import FedNova
 from fedgh.core.errors import ConfigurationError, TrainingError
-from fedgh.core.types import Cohort
+from fedgh.core.types import Cohort, Report, Start
 from fedgh.core.updates import UpdateMatrix
 from fedgh.federation.round import initial_state, run_round
 from fedgh.integrations.flower import client, deployment, server
@@ -289,14 +289,14 @@ def rounds(federation, state, num_rounds=3):
 class Counting(PlainAlgorithm):
     """Local training whose loss grows with the number of rounds a client has taken part in."""
 
-    def init_client_state(self, label_counts):
-        return {"rounds": torch.zeros(1)}
+    def prepare(self, client):
+        return Start(client.received.params, client.received.buffers, {"rounds": torch.zeros(1), **client.state})
 
     def local_loss(self, batch, forward, params, global_params, state):
         return super().local_loss(batch, forward, params, global_params, state) * (1 + state["rounds"].sum())
 
-    def finish(self, state, update, local_steps):
-        return {"rounds": state["rounds"] + 1}
+    def report(self, client, trained):
+        return Report({"rounds": trained.state["rounds"] + 1})
 
 
 @pytest.mark.parametrize(

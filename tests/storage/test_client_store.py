@@ -12,7 +12,7 @@ import torch
 
 from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.errors import CheckpointError, StorageError
-from fedgh.core.types import ServerState
+from fedgh.core.types import Report, ServerState, Start
 from fedgh.federation.round import initial_state, run_round
 from fedgh.storage import durable
 from fedgh.storage.checkpoint import Checkpoint, client_folder, load, load_newest, remove_leftovers, save
@@ -387,14 +387,16 @@ def test_checkpoints_of_version_1_have_their_states_inside(tmp_path):
 class Remembering(FedAvg):
     """Trains on the sum of its own updates."""
 
-    def init_client_state(self, label_counts):
-        return {"sum": torch.zeros(15), "rounds": torch.zeros((), dtype=torch.int64)}
+    def prepare(self, client):
+        first = {"sum": torch.zeros(15), "rounds": torch.zeros((), dtype=torch.int64)}
+        return Start(client.received.params, client.received.buffers, {**first, **client.state})
 
     def local_loss(self, batch, forward, params, global_params, state):
         return super().local_loss(batch, forward, params, global_params, state) + 0.1 * (params @ state["sum"])
 
-    def finish(self, state, update, local_steps):
-        return {"sum": state["sum"] + update, "rounds": state["rounds"] + 1}
+    def report(self, client, trained):
+        state = trained.state
+        return Report({"sum": state["sum"] + trained.update, "rounds": state["rounds"] + 1})
 
 
 def test_a_federation_has_the_same_bits_in_memory_on_disk_and_resumed(make, tmp_path):

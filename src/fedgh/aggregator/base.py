@@ -64,6 +64,11 @@ class Aggregator(ABC):
     scale_preserving: ClassVar[bool] = True
     needs: ClassVar[str] = "gram"
 
+    @property
+    def min_clients(self) -> int:
+        """Fewest clients that it can combine."""
+        return 1
+
     @abstractmethod
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:
         """Combine the updates.

@@ -40,6 +40,11 @@ class Krum(GramRule):
         require(self.num_byzantine >= 0, "num_byzantine", "0 or positive", self.num_byzantine)
         require(self.num_selected >= 1, "num_selected", "at least 1", self.num_selected)
 
+    @property
+    def min_clients(self) -> int:
+        """2 f + 3, and enough to select from."""
+        return max(2 * self.num_byzantine + 3, self.num_selected + self.num_byzantine)
+
     def coefficients(self, gram: Tensor, cohort: Cohort) -> Tensor:
         """Return 1 / m for the clients selected and 0 for the others, ``(clients,)``.
 

@@ -1,27 +1,50 @@
-"""The contract of an algorithm: what a client computes, and how much it counts.
+"""The contract of an algorithm: what clients compute and send, how much each counts, and what the server remembers.
 
-An algorithm is a set of pure functions whose defaults are FedAvg; a method overrides the ones it needs. How
-updates are combined (``aggregator``) and how the server moves (``server_optimizer``) are separate choices.
+A round::
+
+    server --broadcast--> client: prepare, local steps, report --(update, message)--> server: client_weights,
+                                                                                      aggregate, step, conclude
+
+An algorithm is a set of pure functions whose defaults are FedAvg; a method overrides the ones it needs, and the engine
+leaves out what nobody overrides. How updates are combined (``aggregator``) and how the server moves
+(``server_optimizer``) are separate choices: they see the update rows as ``report`` leaves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from fedgh.core.errors import ConfigurationError
-from fedgh.core.flat import Forward
-from fedgh.core.types import ClientState, CohortResult
+from fedgh.core.forward import Forward
+from fedgh.core.types import (
+    Broadcast,
+    ClientState,
+    CohortResult,
+    GlobalModel,
+    Message,
+    Phase,
+    Report,
+    ServerState,
+    Start,
+    Trained,
+)
+from fedgh.core.updates import Block
+
+if TYPE_CHECKING:
+    from fedgh.client.view import ClientView
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Batch = tuple[Tensor, Tensor]
-"""Normalized images ``(B, C, H, W)`` and labels ``(B,)`` int64."""
+"""Normalized inputs ``(B, *shape)`` and their targets ``(B,)`` or ``(B, tasks)``."""
+Predictor = Callable[[Tensor], Tensor]
+"""Normalized inputs ``(B, *shape)`` to outputs, for personal models that are more than a forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +52,18 @@ class Algorithm:
     """Plain local training, every client counted by its number of examples; the base of every method.
 
     Args:
-        optimizer: Builds the local optimizer from the parameters. It is rebuilt for each client and round, as in the
-            paper's code base.
+        optimizer: Builds the local optimizer from the parameters. It is as good as new for each client and round.
         local_epochs: Passes over a client's data in a round, E.
         batch_size: Examples per local step, B.
+
+    Attributes:
+        requires: What a run must have for the method to mean anything, checked before it starts: ``head`` (a model
+            whose parameters named ``head.*`` are the classifier), ``several_targets``, ``clock``.
+        own_buffers: Running statistics stay with the client: they neither travel nor are averaged.
     """
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    own_buffers: ClassVar[bool] = False
 
     optimizer: OptimizerFactory
     local_epochs: int
@@ -49,6 +79,8 @@ class Algorithm:
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"algorithm.optimizer cannot be built: {error}") from error
 
+    # ---- a local step: pure, so that the same text runs one client or many stacked ones ----
+
     def local_loss(
         self,
         batch: Batch,
@@ -57,52 +89,158 @@ class Algorithm:
         global_params: Tensor,  # noqa: ARG002
         state: ClientState,  # noqa: ARG002
     ) -> Tensor:
-        """Return the loss of one batch, by default its mean cross-entropy.
-
-        A pure function, so the same text runs one client or a vectorized cohort.
+        """Return the loss of one batch, a scalar; by default the task's.
 
         Args:
-            batch: Images and labels.
-            forward: ``forward(params, images) -> (logits, features)``.
+            batch: Inputs and targets.
+            forward: ``forward(params, inputs) -> (outputs, features)``, see :class:`~fedgh.core.forward.Forward`.
             params: The client's parameters theta, ``(params,)``; the loss is differentiated in them.
             global_params: The received parameters w, ``(params,)``, a detached copy.
-            state: What this client kept from its last round.
-
-        Returns:
-            A scalar.
+            state: What :meth:`prepare` gave and earlier steps left.
         """
-        images, labels = batch
-        logits, _ = forward(params, images)
-        return cross_entropy(logits, labels)
+        inputs, targets = batch
+        outputs, _ = forward(params, inputs)
+        return forward.task.loss(outputs, targets)
 
-    def init_client_state(self, label_counts: Tensor) -> ClientState:  # noqa: ARG002
-        """Return the state of a client that takes part for the first time.
+    def local_gradient(
+        self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
+    ) -> tuple[Tensor, Tensor, ClientState]:
+        """Return the direction of a local step ``(params,)``, the loss, and the state after it.
 
-        Args:
-            label_counts: The client's examples per class, ``(classes,)`` int64.
+        For methods that correct the gradient, take several, or take it elsewhere. By default the gradient of
+        :meth:`local_loss`, which the engine takes by itself where nobody overrides this. ``state`` must be returned as
+        a new mapping, never written to.
         """
-        return {}
+        gradient, loss = forward.gradients(lambda p: self.local_loss(batch, forward, p, global_params, state), params)
+        return gradient, loss, state
 
-    def finish(self, state: ClientState, update: Tensor, local_steps: int) -> ClientState:  # noqa: ARG002
-        """Return the client's state after local training.
+    def after_step(self, before: Tensor, params: Tensor, state: ClientState) -> Tensor:  # noqa: ARG002
+        """Return the parameters after an optimizer step ``before -> params``: projections, masks, proximal steps.
 
-        Args:
-            state: The state it trained with.
-            update: ``local - global``, ``(params,)``.
-            local_steps: Optimizer steps taken.
+        A masked *gradient* does not freeze a parameter, which momentum and weight decay still move; this does.
         """
-        return state
+        return params
 
-    def rescale(self, weights: Tensor, result: CohortResult) -> Tensor:  # noqa: ARG002
-        """Return how much each client counts in the aggregate.
+    # ---- a client, once a round ----
+
+    def phases(self, blocks: Sequence[Block]) -> tuple[Phase, ...]:  # noqa: ARG002
+        """Return the parts of local training, in order; by default one of all parameters."""
+        return (Phase(epochs=self.local_epochs),)
+
+    def prepare(self, client: ClientView) -> Start:
+        """Return where a client starts, before its first step; by default at the model it was sent."""
+        return Start(client.received.params, client.received.buffers, client.state)
+
+    def report(self, client: ClientView, trained: Trained) -> Report:  # noqa: ARG002
+        """Return what a client keeps and sends beside its update, after its last step; by default nothing new."""
+        return Report(client.state)
+
+    def personal(self, client: ClientView) -> GlobalModel | Predictor | None:  # noqa: ARG002
+        """Return the model that a client would use now, or a predictor; None if that is the global one.
+
+        A client that has never taken part has an empty state, and uses its initial personal part.
+        """
+        return None
+
+    def shared(self, blocks: Sequence[Block]) -> Tensor | None:  # noqa: ARG002
+        """Return which parameters travel, ``(params,)`` bool; None for all. The others are zero in every update."""
+        return None
+
+    # ---- the server ----
+
+    def initialize(self, server: ServerState, blocks: Sequence[Block], num_clients: int, seed: int) -> ServerState:  # noqa: ARG002
+        """Return the state before round 0: memory, further global models."""
+        return server
+
+    def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:  # noqa: ARG002
+        """Return what the clients of the round are sent beside the model."""
+        return Broadcast()
+
+    def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:  # noqa: ARG002
+        """Return how much each client counts in the aggregate, not negative; the sum need not be one.
 
         Args:
             weights: ``n_k / n`` over the participants, ``(clients,)`` float64.
-            result: What the cohort reported, for instance ``local_steps``.
+            result: What the cohort reported, for instance ``local_steps`` or ``messages``.
         """
         return weights
+
+    def group(self, result: CohortResult) -> Tensor | None:  # noqa: ARG002
+        """Return which global model each update is for, ``(clients,)`` int64; None: there is one."""
+        return None
+
+    def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:  # noqa: ARG002
+        """Return the state after a round, ``after`` being what aggregate and server optimizer made of ``before``."""
+        return after
+
+    def complete(self, server: ServerState, ask: Ask, seed: int) -> ServerState:  # noqa: ARG002
+        """Return the state after the last round, for methods with a phase after training (CCVR).
+
+        Args:
+            server: The state after the last round.
+            ask: Puts a question to every client, who answers from its own data; the answers by client id.
+            seed: Of the experiment.
+        """
+        return server
+
+    # ---- for the engine ----
+
+    def overrides(self, hook: str) -> bool:
+        """Tell whether a method has its own version of a hook."""
+        return getattr(type(self), hook) is not getattr(Algorithm, hook)
+
+    @property
+    def talks(self) -> bool:
+        """Whether more travels than models and updates, or the server remembers more."""
+        server = any(self.overrides(hook) for hook in ("broadcast", "initialize", "group", "conclude", "complete"))
+        return server or (self.overrides("report") and self.overrides("client_weights"))
 
     def optimizer_settings(self) -> dict[str, Any]:
         """Return the local optimizer's settings (``lr``, ``momentum``, ...), with its class name under ``name``."""
         optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
         return {**optimizer.defaults, "name": type(optimizer).__name__}
+
+
+Ask = Callable[[Callable[["ClientView"], Message]], dict[int, Message]]
+"""``ask(question) -> answers by client id``; see :meth:`Algorithm.complete`."""
+
+
+def columns_of(blocks: Sequence[Block], names: Iterable[str]) -> Tensor:
+    """Return which columns belong to parameters of these names (shell patterns such as ``head.*``), ``(params,)`` bool.
+
+    Raises:
+        ConfigurationError: If a pattern matches no parameter.
+    """
+    mask = torch.zeros(blocks[-1].stop, dtype=torch.bool)
+    for pattern in names:
+        matching = [block for block in blocks if fnmatchcase(block.name, pattern)]
+        if not matching:
+            known = ", ".join(block.name for block in blocks)
+            raise ConfigurationError(f"no parameter of this model is named {pattern!r}; it has: {known}")
+        for block in matching:
+            mask[block.start : block.stop] = True
+    return mask
+
+
+def require(satisfied: bool, key: str, expected: str, found: object) -> None:
+    """Raise ConfigurationError, in the config's own words, unless a setting is as expected."""
+    if not satisfied:
+        raise ConfigurationError(f"algorithm.{key} must be {expected}, got {found!r}")
+
+
+def accumulation(local_steps: int | Tensor, momentum: float) -> Any:
+    """Return by how much a constant gradient is multiplied, beside the rate, in the update of momentum SGD.
+
+    The gradient of step s enters ``(1 - rho^(tau - s)) / (1 - rho)`` times, s = 0 .. tau - 1; their sum is
+    ``(tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho)``, and tau itself without momentum.
+
+    Args:
+        local_steps: tau, a number or ``(clients,)``.
+        momentum: rho, in [0, 1).
+
+    Reference:
+        Wang et al., NeurIPS 2020 (FedNova): a_k, the l1 norm of the accumulation weights.
+    """
+    tau = local_steps.to(torch.float64) if isinstance(local_steps, Tensor) else float(local_steps)
+    rho = momentum
+    return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fedgh.algorithm.base import Algorithm, Batch
 from fedgh.core.errors import ConfigurationError
-from fedgh.core.flat import Forward
+from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState
 
 
@@ -49,10 +48,10 @@ class FedDecorr(Algorithm):
         global_params: Tensor,  # noqa: ARG002
         state: ClientState,  # noqa: ARG002
     ) -> Tensor:
-        """Return the mean cross-entropy plus the decorrelation penalty."""
-        images, labels = batch
-        logits, features = forward(params, images)
-        return cross_entropy(logits, labels) + self.beta * decorrelation(features, self.normalize)
+        """Return the loss of the task plus the decorrelation penalty."""
+        inputs, targets = batch
+        outputs, features = forward(params, inputs)
+        return forward.task.loss(outputs, targets) + self.beta * decorrelation(features, self.normalize)
 
 
 def decorrelation(features: Tensor, normalize: bool) -> Tensor:

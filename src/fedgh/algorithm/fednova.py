@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm
+from fedgh.algorithm.base import Algorithm, accumulation
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import CohortResult
 
@@ -36,24 +35,14 @@ class FedNova(Algorithm):
                 "algorithm=fednova knows the normalization of SGD with plain momentum only, got "
                 f"{settings['name']}; set algorithm.optimizer._target_=torch.optim.SGD without nesterov or dampening"
             )
+        if not 0 <= settings["momentum"] < 1:
+            raise ConfigurationError(
+                "algorithm=fednova needs algorithm.optimizer.momentum of at least 0 and below 1, got "
+                f"{settings['momentum']}: at 1 the normalization is infinite; try 0.9"
+            )
 
-    def rescale(self, weights: Tensor, result: CohortResult) -> Tensor:
+    def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:
         """Return ``tau_eff p_k / a_k``, ``(clients,)`` float64."""
-        norm = accumulation_norm(result.local_steps, self.optimizer_settings()["momentum"])
-        effective_steps = (weights * norm).sum()
+        norm: Tensor = accumulation(result.local_steps, self.optimizer_settings()["momentum"])
+        effective_steps: Tensor = (weights * norm).sum()
         return effective_steps * weights / norm
-
-
-def accumulation_norm(local_steps: Tensor, momentum: float) -> Tensor:
-    """Return a_k, the l1 norm of the weights with which momentum SGD sums tau_k gradients.
-
-    The gradient of step s enters the update ``(1 - rho^(tau - s)) / (1 - rho)`` times, s = 0 .. tau - 1; their sum is
-    ``(tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho)``, and tau itself without momentum.
-
-    Args:
-        local_steps: tau_k, ``(clients,)``.
-        momentum: rho, in [0, 1).
-    """
-    tau = local_steps.to(torch.float64)
-    rho = momentum
-    return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from fedgh.algorithm.base import Algorithm, Batch
 from fedgh.core.errors import ConfigurationError
-from fedgh.core.flat import Forward
+from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedProx(Algorithm):
-    """Minimize ``cross-entropy + mu/2 ||theta - w||^2`` over all trainable parameters theta.
+    """Minimize ``loss + mu/2 ||theta - w||^2`` over all trainable parameters theta.
 
     Args:
         mu: Strength of the proximal term, >= 0. The FedGH paper states 0.1. The code base it built on used the live
@@ -38,7 +38,7 @@ class FedProx(Algorithm):
     def local_loss(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
     ) -> Tensor:
-        """Return the mean cross-entropy plus the proximal term."""
+        """Return the loss of the task plus the proximal term."""
         loss = super().local_loss(batch, forward, params, global_params, state)
         if self.mu == 0:  # FedAvg to the bit
             return loss

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedgh.callback.requirements import require_one_model
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import ServerState
+from fedgh.federation.loop import Schedule
 from fedgh.federation.round import Federation, Round
 from fedgh.storage.tables import write_rows
 from fedgh.tracking.recorder import Row
@@ -47,6 +49,10 @@ class HarmReport:
                 raise ConfigurationError(
                     f"callback.harm_report.{name} must be {least} or more, got {getattr(self, name)}"
                 )
+
+    def prepare(self, federation: Federation, schedule: Schedule, server: ServerState) -> None:  # noqa: ARG002
+        """Refuse a run of several global models."""
+        require_one_model(server, "harm_report")
 
     def __call__(self, federation: Federation, before: ServerState, outcome: Round, row: Row) -> None:
         """Report when it is time; see :class:`fedgh.federation.loop.Callback`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from fedgh.callback.requirements import require_one_model
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import ServerState
 from fedgh.core.updates import UpdateMatrix
@@ -58,6 +59,7 @@ class RecordUpdates:
         Raises:
             ConfigurationError: If that is more than allowed, or nothing.
         """
+        require_one_model(server, "record_updates")
         every, chosen = self.every, set(self.rounds or ())
         if chosen and max(chosen) > schedule.num_rounds:
             raise ConfigurationError(

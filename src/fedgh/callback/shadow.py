@@ -12,11 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from fedgh.aggregator.base import Aggregator
+from fedgh.callback.requirements import require_one_model
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.types import Cohort, ServerState
 from fedgh.federation.evaluation import evaluate
-from fedgh.federation.round import Federation, Round, move
+from fedgh.federation.loop import Schedule
+from fedgh.federation.round import Federation, Round, server_step
 from fedgh.recording.family import geometry
 from fedgh.tracking.recorder import Row
 
@@ -71,6 +73,10 @@ class Shadow:
             else:
                 row.metrics |= {f"shadow/{name}/{key}": value for key, value in metrics.items()}
 
+    def prepare(self, federation: Federation, schedule: Schedule, server: ServerState) -> None:  # noqa: ARG002
+        """Refuse a run of several global models."""
+        require_one_model(server, "shadow")
+
     def memory(self) -> dict[str, Any]:
         """Return what the rules remember, by rule; see :class:`fedgh.federation.loop.Remembering`."""
         return {name: state for name, state in self._states.items() if state}
@@ -92,7 +98,7 @@ class Shadow:
             return {}
         if not bool(aggregate.update.isfinite().all()):
             raise TrainingError("its update is not finite")
-        would_be = move(federation, before, result, result.num_examples / result.num_examples.sum(), aggregate)
+        would_be = before.with_model(0, server_step(federation, before.models[0], result, aggregate))
         with kept(federation.model):
             evaluation = evaluate(federation.model, would_be, federation.dataset, self.batch_size)
         where = geometry(result.updates, outcome.gram, outcome.weights, aggregate)

@@ -16,7 +16,7 @@ from fedgh.config.entry import give_up, in_sweep, launch
 from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError
 from fedgh.core.types import ServerState
 from fedgh.federation.loop import Preparing, Remembering, train
-from fedgh.federation.round import Federation, initial_state, to_device
+from fedgh.federation.round import Federation, first_state, to_device
 from fedgh.federation.rounding import rounding_note
 from fedgh.metric.summary import closing_numbers
 from fedgh.plot import picture
@@ -91,7 +91,7 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
 
     federation = config.build_federation(cfg)
     stamp = Checkpoint(
-        server=initial_state(federation.model),
+        server=first_state(federation),
         config=OmegaConf.to_yaml(cfg),
         wandb_id=resumed.wandb_id if resumed else config.new_wandb_id(),
         layout=checkpoints.layout_of(federation.model),

@@ -1,66 +1,110 @@
-"""The LightningModule of one client, which plays all clients one after the other."""
+"""The LightningModules of clients: device, precision and callbacks of the Trainer around local training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fedgh.client.base import LocalTraining
+from fedgh.algorithm.base import Algorithm
+from fedgh.client.local import LocalWork, train_client
+from fedgh.client.vectorized import GroupWork, train_group
+from fedgh.core.flat import FlatModel
+from fedgh.core.types import ClientResult
 
 
-@dataclass(frozen=True, slots=True)
-class LocalWork:
-    """What one client has to do in a round.
+class LocalTraining(pl.LightningModule, ABC):
+    """Plays clients; knows a model and an algorithm, and nothing of rounds or servers' rules.
+
+    A single ``fit`` plays a whole cohort: a training step trains what the loader yields, one client or many, so
+    Lightning's cost is paid a few times a round and the loop inside is bare. Device, precision (``bf16-mixed``;
+    ``16-mixed`` would need its loss scaled) and callbacks of the Trainer apply as usual.
+
+    Args:
+        model: The model that all clients share; held aside, so that Lightning neither moves nor saves it.
+        algorithm: What a client computes.
 
     Attributes:
-        row: The client's row in the cohort's result.
-        batches: Its batches in order: normalized images ``(B, C, H, W)`` and labels ``(B,)``.
+        results: What the training steps of this fit have made; the executor takes them.
     """
 
-    row: int
-    batches: Iterator[tuple[Tensor, Tensor]]
+    def __init__(self, model: FlatModel, algorithm: Algorithm) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.algorithm = algorithm
+        self.results: list[ClientResult] = []
+
+    def on_train_start(self) -> None:
+        """Put the model in training mode: Lightning does not see it."""
+        self.model.module.train()
+        self.results = []
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Leave the work where it is: the data set already lives on the device."""
+        return batch
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build the local optimizer, once a fit."""
+        optimizer = self.algorithm.optimizer([self.stepped()])
+        self._first_state = dict(optimizer.state)  # empty but for those that fill it where they are built
+        return optimizer
+
+    def fresh_optimizer(self) -> Any:
+        """Return the local optimizer, as good as new: momentum does not survive a round."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        optimizer.state.clear()
+        for parameter, state in self._first_state.items():
+            optimizer.state[parameter] = copy.deepcopy(state)
+        return optimizer
+
+    @abstractmethod
+    def stepped(self) -> nn.Parameter:
+        """Return what the optimizer steps."""
 
 
 class Client(LocalTraining):
-    """Trains one client after the other: a training step plays a few of them, so that small ones do not pay for it.
+    """Trains one client after the other: a training step plays a few of them, so that small ones do not pay for it."""
 
-    The batches of a few are drawn before the first of them trains: one kind of work at a time keeps the caches warm, a
-    tenth of a round of small clients. A client that comes alone may be large, and draws as it goes.
-    """
-
-    def trained(self) -> nn.Parameter:
+    def stepped(self) -> nn.Parameter:
         """Return the flat parameters."""
         return self.model.params
 
     def training_step(self, work: Sequence[LocalWork], index: int) -> None:  # noqa: ARG002
-        """Train these clients, each from the global model, and write what they have learned into their rows."""
-        drawn = [client.batches if len(work) == 1 else list(client.batches) for client in work]
-        for client, batches in zip(work, drawn, strict=True):
-            self._train(client.row, batches)
+        """Train these clients."""
+        for one in work:
+            self.results.append(train_client(self.model, self.algorithm, self.fresh_optimizer(), one))
 
-    def _train(self, row: int, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        model, server, optimizer = self.model, self._server, self.fresh_optimizer()
-        state = {name: tensor.to(model.device) for name, tensor in self._states[row].items()}
-        model.load(server.params, server.buffers, server.counters)
-        model.seed(self._seeds[row])
-        total_loss, num_steps = torch.zeros((), device=model.device), 0
-        for batch in batches:
-            model.zero_grad()
-            loss = self.algorithm.local_loss(batch, model.forward, model.params, server.params, state)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total_loss += loss.detach()  # stays on the device: no synchronization inside a client's steps
-            num_steps += 1
-        self._report(row, total_loss / num_steps, num_steps)
 
-    @torch.no_grad()
-    def _report(self, row: int, loss: Tensor, num_steps: int) -> None:
-        result, model = self._result, self.model
-        torch.sub(model.params, self._server.params, out=result.updates.rows[row])
-        result.buffers[row] = model.buffers
-        result.counters[row] = model.counters
-        result.train_loss[row] = loss
-        result.local_steps[row] = num_steps
+class ClientGroup(LocalTraining):
+    """Trains one group of clients per training step, all of them to the end.
+
+    Args:
+        model: See :class:`LocalTraining`.
+        algorithm: See there; vectorizable.
+        width: Clients in a group, at most.
+    """
+
+    def __init__(self, model: FlatModel, algorithm: Algorithm, width: int) -> None:
+        super().__init__(model, algorithm)
+        self.width = width
+        self._matrix = model.params.detach().new_empty(0, model.params.numel())
+
+    def reserve(self, num_clients: int) -> None:
+        """Have memory for the parameters of a cohort's largest group; it is kept from round to round."""
+        size = min(self.width, num_clients)
+        if len(self._matrix) < size:
+            self._matrix = self._matrix.new_empty(size, self._matrix.shape[1])
+
+    def stepped(self) -> nn.Parameter:
+        """Return the stacked parameters of a group."""
+        return nn.Parameter(self._matrix)
+
+    def training_step(self, work: GroupWork, index: int) -> None:  # noqa: ARG002
+        """Train a group."""
+        self.results += train_group(self.model, self.algorithm, self.fresh_optimizer(), self._matrix, work)

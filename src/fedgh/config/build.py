@@ -106,6 +106,7 @@ def build_federation(cfg: DictConfig) -> Federation:
         on_nonfinite=cfg.on_nonfinite,
         buffers=cfg.buffers,
         metrics=build_metrics(cfg.get("metric"), dataset, outputs),  # runs stored before the group existed have none
+        clock=build(cfg.clock) if cfg.get("clock") else None,  # none in runs stored before there was one
     )
 
 

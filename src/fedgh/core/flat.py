@@ -8,7 +8,7 @@ model is one copy, an update is one subtraction, and an optimizer step one opera
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedgh.core.updates import Block
-
-Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``forward(params, images) -> (logits (B, classes), features (B, c))``, with ``params`` the flat vector."""
 
 
 class FlatModel:
@@ -103,28 +100,38 @@ class FlatModel:
         assert self.params.grad is not None  # noqa: S101 - set in the constructor, never removed
         self.params.grad.zero_()
 
-    def forward(self, params: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Return (logits, features) of the module as it stands; ``params`` must be :attr:`params`.
+    def forward(
+        self, params: Tensor, inputs: Tensor, buffers: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (outputs, features) of the module, at its own parameters or at any others.
 
         The module's parameters are views of :attr:`params`, and their gradients views of its gradient: backpropagating
         through this call and through a term in ``params`` itself accumulates into the same vector.
+
+        Args:
+            params: :attr:`params` itself, or another vector of its shape.
+            inputs: ``(B, *shape)``.
+            buffers: See :meth:`functional_forward`.
         """
-        logits, features = self._classifier(images.to(memory_format=self.memory_format))
-        return logits, features
+        inputs = inputs.to(memory_format=self.memory_format)
+        if params is not self.params or buffers is not None:
+            return self.functional_forward(params, inputs, buffers)
+        outputs, features = self._classifier(inputs)
+        return outputs, features
 
     def functional_forward(
-        self, params: Tensor, images: Tensor, buffers: Mapping[str, Tensor] | None = None
+        self, params: Tensor, inputs: Tensor, buffers: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return (logits, features) at any ``params``: differentiable in ``params``, vectorizable.
+        """Return (outputs, features) at any ``params``: differentiable in ``params``, vectorizable.
 
         Args:
             params: ``(params,)``.
-            images: ``(B, C, H, W)``.
+            inputs: ``(B, *shape)``.
             buffers: Take the place of the module's buffers and, in training mode, are updated in place; see
                 :meth:`stack_buffers`. Without them the module's own are used.
         """
         tensors = {**self.unflatten(params), **(buffers or {})}
-        result: tuple[Tensor, Tensor] = functional_call(self._classifier, tensors, (images,))
+        result: tuple[Tensor, Tensor] = functional_call(self._classifier, tensors, (inputs,))
         return result
 
     def unflatten(self, params: Tensor) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from fedgh.core.errors import ConfigurationError
 from fedgh.core.flat import FlatModel
 from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
-from fedgh.executor.cohort import CohortExecutor
 from fedgh.executor.sequential import SequentialExecutor
+from fedgh.executor.vectorized import VectorizedExecutor
 
 log = logging.getLogger(__name__)
 
@@ -26,20 +26,20 @@ LAUNCH_COST = 4
 
 
 def choose(width: int, row_dtype: str = "float32", **parts: Any) -> Executor:
-    """Return a cohort executor where launching operations costs more than computing them, else a sequential one.
+    """Return a vectorized executor where launching operations costs more than computing them, else a sequential one.
 
     On an accelerator that is nearly always so; on a CPU only for small models. The choice depends on device, model,
     algorithm and client sizes, never on a stopwatch, so a run repeated on the same kind of machine gives the same
     numbers.
 
     Args:
-        width: See :class:`~fedgh.executor.cohort.CohortExecutor`.
+        width: See :class:`~fedgh.executor.vectorized.VectorizedExecutor`.
         row_dtype: See :class:`~fedgh.executor.base.Executor`.
         **parts: See there.
     """
     parts["row_dtype"] = row_dtype
     model: FlatModel = parts["model"]
-    params, flops = model.params.numel(), parts["algorithm"].batch_size * flops_per_image(model, parts["dataset"])
+    params, flops = model.params.numel(), parts["algorithm"].batch_size * flops_per_example(model, parts["dataset"])
     size = f"{params:,} parameters and {flops / 1e6:,.1f} MFLOP a batch"
     reason = f"{size} are small enough for launching operations to cost more than computing them"
     if model.device.type != "cpu":
@@ -47,20 +47,20 @@ def choose(width: int, row_dtype: str = "float32", **parts: Any) -> Executor:
     elif params > MAX_PARAMS or flops > MAX_FLOPS:
         return _picked(SequentialExecutor(**parts), "sequential", f"{size} of one client fill a CPU")
     try:
-        cohort = CohortExecutor(width, **parts)
+        vectorized = VectorizedExecutor(width, **parts)
     except ConfigurationError as error:
         return _picked(SequentialExecutor(**parts), "sequential", str(error))
-    ids = range(len(cohort.client_indices))[:width]
-    steps, launches = sum(cohort.num_steps(k) for k in ids), cohort.launches(ids)
+    ids = range(len(vectorized.client_indices))[:width]
+    steps, launches = sum(vectorized.num_steps(k) for k in ids), vectorized.launches(ids)
     if model.device.type == "cpu" and LAUNCH_COST * launches > steps:
         why = f"clients differ so much in size that {steps} steps would still take about {launches} vectorized ones"
         return _picked(SequentialExecutor(**parts), "sequential", why)
-    return _picked(cohort, "cohort", reason)
+    return _picked(vectorized, "vectorized", reason)
 
 
 @torch.no_grad()
-def flops_per_image(model: FlatModel, dataset: Dataset) -> int:
-    """Return the floating-point operations of the forward pass on one image; matrix products and convolutions."""
+def flops_per_example(model: FlatModel, dataset: Dataset) -> int:
+    """Return the floating-point operations of the forward pass on one example; matrix products and convolutions."""
     training = model.module.training
     model.module.eval()
     with FlopCounterMode(display=False) as counter:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm
-from fedgh.client.base import LocalTraining
+from fedgh.algorithm.base import Algorithm, Batch
+from fedgh.client.module import LocalTraining
+from fedgh.client.view import ClientView
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_generator, torch_seed
-from fedgh.core.types import ClientState, CohortResult, ServerState
+from fedgh.core.types import ClientResult, ClientState, CohortResult, GlobalModel, Message, Phase, ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.dataset.base import Dataset
 from fedgh.dataset.stream import client_batches, client_rows, num_local_steps
+from fedgh.executor.gather import gather
 
 ROW_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 """Types of the update matrix by name; None is the model's own, float32 in every run that a config describes."""
@@ -30,11 +33,6 @@ class Executor(ABC):
 
     Most models keep that difference at about 1e-6. Batch normalization in float32 and FedDecorr amplify it until
     another executor acts like another seed: :mod:`fedgh.federation.rounding`.
-
-    One LightningModule and one Trainer are reused for the whole run. A ``fit`` costs milliseconds before its first
-    step, so a round pays for it once: its loader yields :meth:`work`. ``max_epochs`` moves on by one each time;
-    otherwise a reused Trainer would silently skip every fit after the first. That every client took its steps is
-    checked each round.
 
     Args:
         trainer: The Trainer to reuse.
@@ -48,10 +46,9 @@ class Executor(ABC):
             formed in float32. Runs stored before the setting existed go on with its default.
 
     Attributes:
-        client: The LightningModule that trains what :meth:`work` yields; a subclass sets it.
+        phases: The parts of local training.
+        shared: Which parameters travel, ``(params,)`` bool; None for all.
     """
-
-    client: LocalTraining
 
     def __init__(
         self,
@@ -72,18 +69,26 @@ class Executor(ABC):
         self.model = model
         self.algorithm = algorithm
         self.dataset = dataset
+        self.task = dataset.task
         self.client_indices = client_indices
         self.seed = seed
         self.row_dtype = ROW_DTYPES[row_dtype] or model.params.dtype
+        self.phases = tuple(_on(phase, model.device) for phase in algorithm.phases(model.blocks))
+        self.shared = algorithm.shared(model.blocks)
+        self._lr: float = algorithm.optimizer_settings().get("lr", math.nan)
         self._rows: Tensor | None = None
         self._label_counts: dict[int, Tensor] = {}
+        self._phases: dict[int, list[tuple[Phase, int]]] = {}
 
-    def __call__(self, client_ids: Sequence[int], server: ServerState) -> CohortResult:
+    def __call__(
+        self, client_ids: Sequence[int], server: ServerState, versions: Mapping[int, GlobalModel] | None = None
+    ) -> CohortResult:
         """Train these clients from the global model.
 
         Args:
             client_ids: Who takes part, in any order.
-            server: The global model, the round, and what the clients kept.
+            server: The global models, the round, and what the clients kept.
+            versions: Older versions of the global model, for the clients that were sent one.
 
         Returns:
             Their updates and metadata, by ascending client id.
@@ -91,17 +96,68 @@ class Executor(ABC):
         Raises:
             TrainingError: If a client did not take the steps it should have taken.
         """
-        result = self._empty_result(tuple(sorted(client_ids)))
-        states = [self.state_of(k, server) for k in result.client_ids]
-        self._fit(result, server, states)
-        finished = {
-            k: state
-            for k, before, row, steps in zip(
-                result.client_ids, states, result.updates.rows, result.local_steps.tolist(), strict=True
+        clients = self.views(sorted(client_ids), server, versions)
+        updates = UpdateMatrix(self.rows(len(clients)), self.model.blocks)
+        results = self.in_order(clients, self.train(clients, updates.rows))
+        return gather(clients, results, updates, self.shared, not self.algorithm.own_buffers)
+
+    def in_order(self, clients: Sequence[ClientView], results: Sequence[ClientResult]) -> list[ClientResult]:
+        """Return the results in the order of the clients, each of whom must have taken all its steps.
+
+        Raises:
+            TrainingError: If a client did not.
+        """
+        found = {result.client_id: result for result in results}
+        ids = [client.client_id for client in clients]
+        taken = [found[k].local_steps if k in found else 0 for k in ids]
+        expected = [self.num_steps(k) for k in ids]
+        if taken != expected:
+            raise TrainingError(
+                f"round {clients[0].round_index}: clients {ids} should have taken {expected} local steps, but took "
+                f"{taken}; remove settings that cut epochs short (limit_train_batches, max_steps, max_time) from the "
+                "trainer"
             )
-            if (state := _own(self.algorithm.finish(before, row, steps), row))
-        }
-        return replace(result, client_states=finished, train_loss=result.train_loss.cpu().to(torch.float64))
+        return [found[k] for k in ids]
+
+    @abstractmethod
+    def train(self, clients: Sequence[ClientView], rows: Tensor) -> list[ClientResult]:
+        """Train these clients, in any order; the update of the j-th goes to ``rows[j]``."""
+
+    def views(
+        self, client_ids: Sequence[int], server: ServerState, versions: Mapping[int, GlobalModel] | None = None
+    ) -> list[ClientView]:
+        """Return the clients as a method sees them when the server has sent them what they get."""
+        models = server.models
+        sent = self.algorithm.broadcast(server, client_ids)
+        everyone = self._here(sent.everyone)
+        return [
+            self.view(
+                k,
+                server.round_index,
+                {**everyone, **self._here(sent.own.get(k, {}))},
+                server.clients.get(k, {}),
+                models,
+                (versions or {}).get(k),
+            )
+            for k in client_ids
+        ]
+
+    def view(
+        self,
+        client_id: int,
+        round_index: int,
+        message: Message,
+        state: ClientState,
+        models: tuple[GlobalModel, ...],
+        version: GlobalModel | None = None,
+    ) -> ClientView:
+        """Return a client as a method sees it; see :class:`~fedgh.client.view.ClientView`."""
+        received = models[0] if version is None else version
+        return ClientView(client_id, round_index, received, self._here(message), self._here(state), models, self)
+
+    def ask(self, server: ServerState, question: Callable[[ClientView], Message]) -> dict[int, Message]:
+        """Put a question to every client, with the current global model and without training."""
+        return {client.client_id: question(client) for client in self.views(range(len(self.client_indices)), server)}
 
     def open(self) -> None:  # noqa: B027 - most have nothing to start
         """Start what takes its time to start, worker processes for instance; the first cohort would do it otherwise.
@@ -113,88 +169,110 @@ class Executor(ABC):
     def close(self) -> None:  # noqa: B027
         """End what :meth:`open` started; the next cohort would start it again."""
 
-    @abstractmethod
-    def work(self, client_ids: Sequence[int], states: Sequence[ClientState], round_index: int) -> Iterator[Any]:
-        """Yield what :attr:`client` trains in one step each, until every row of the cohort has been trained.
-
-        Args:
-            client_ids: The cohort, in the order of the result's rows.
-            states: What each client kept.
-            round_index: Round t.
-        """
-
-    def batches(
-        self, client_id: int, round_index: int, chunk_images: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, client_id: int, round_index: int, chunk_size: int | None = None) -> Iterator[Batch]:
         """Yield a client's local batches in a round; its own address, so the same whoever asks and when."""
         augmented = self.dataset.augmentation is not None
-        yield from client_batches(
+        return client_batches(
             self.dataset,
             self.client_indices[client_id],
             self.algorithm.batch_size,
-            self.algorithm.local_epochs,
+            self._epochs(client_id),
             numpy_generator(self.seed, "shuffle", round_index, client_id),
             torch_generator(self.seed, "augment", round_index, client_id) if augmented else None,
-            chunk_images=chunk_images,
+            self.num_steps(client_id),
+            chunk_size,
         )
 
     def batch_rows(self, client_id: int, round_index: int) -> Iterator[Tensor]:
         """Yield which rows of the training split make up each of :meth:`batches`, ``(B,)`` int64."""
         generator = numpy_generator(self.seed, "shuffle", round_index, client_id)
-        algorithm = self.algorithm
-        return client_rows(self.client_indices[client_id], algorithm.batch_size, algorithm.local_epochs, generator)
+        batch_size, steps = self.algorithm.batch_size, self.num_steps(client_id)
+        return client_rows(self.client_indices[client_id], batch_size, self._epochs(client_id), generator, steps)
+
+    def client_seed(self, client: ClientView) -> int:
+        """Return the seed of what a client draws while it trains."""
+        return torch_seed(self.seed, "client", client.round_index, client.client_id)
+
+    def phases_of(self, client_id: int) -> list[tuple[Phase, int]]:
+        """Return the parts of a client's training with their numbers of steps."""
+        if client_id not in self._phases:
+            epoch = self.steps_per_epoch(client_id)
+            self._phases[client_id] = [(phase, phase.length(epoch)) for phase in self.phases]
+        return self._phases[client_id]
+
+    def steps_per_epoch(self, client_id: int) -> int:
+        """Return the number of batches in a pass over a client's data."""
+        return num_local_steps(self.num_examples(client_id), self.algorithm.batch_size, 1, None)
+
+    def _epochs(self, client_id: int) -> int:
+        return -(-self.num_steps(client_id) // self.steps_per_epoch(client_id))
+
+    # ---- what a ClientView asks; see fedgh.client.view.ClientData ----
+
+    def num_examples(self, client_id: int) -> int:
+        """Return n_k."""
+        return len(self.client_indices[client_id])
 
     def num_steps(self, client_id: int) -> int:
-        """Return the number of batches of :meth:`batches`."""
-        algorithm = self.algorithm
-        return num_local_steps(len(self.client_indices[client_id]), algorithm.batch_size, algorithm.local_epochs, None)
+        """Return tau_k, the number of batches of :meth:`batches`."""
+        return sum(steps for _, steps in self.phases_of(client_id))
 
-    def state_of(self, client_id: int, server: ServerState) -> ClientState:
-        """Return what a client kept, or its first state."""
-        if client_id in server.clients:
-            return {name: tensor.to(self.model.device) for name, tensor in server.clients[client_id].items()}
+    def lr(self, round_index: int) -> float:  # noqa: ARG002
+        """Return the local learning rate of a round."""
+        return self._lr
+
+    def label_counts(self, client_id: int) -> Tensor:
+        """Return a client's examples per class, ``(classes,)``."""
         if client_id not in self._label_counts:
             strata = self.dataset.train_strata[self.client_indices[client_id].to(self.model.device)]
             self._label_counts[client_id] = torch.bincount(strata, minlength=self.dataset.num_classes)
-        return self.algorithm.init_client_state(self._label_counts[client_id].clone())
+        return self._label_counts[client_id]
 
-    def _fit(self, result: CohortResult, server: ServerState, states: list[ClientState]) -> None:
-        """Train the clients of ``result`` and fill its rows in place."""
-        ids = result.client_ids
-        seeds = [torch_seed(self.seed, "client", server.round_index, k) for k in ids]
-        self.client.receive(server, result, states, seeds)
-        self.trainer.fit_loop.max_epochs = self.trainer.current_epoch + 1
-        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
-            loader = _Loader(lambda: self.work(ids, states, server.round_index))
-            self.trainer.fit(self.client, train_dataloaders=loader)
-        expected = [self.num_steps(k) for k in ids]
-        if result.local_steps.tolist() != expected:
-            raise TrainingError(
-                f"round {server.round_index}: clients {list(ids)} should have taken {expected} local steps, but took "
-                f"{result.local_steps.tolist()}; remove settings that cut epochs short (limit_train_batches, "
-                "max_steps, max_time) from the trainer"
-            )
+    def examples(self, client_id: int, batch_size: int = 500) -> Iterator[Batch]:
+        """Yield a client's training examples once, in order, normalized and unaugmented."""
+        for rows in torch.split(self.client_indices[client_id], batch_size):
+            rows = rows.to(self.model.device)
+            yield self.dataset.normalize(self.dataset.train_inputs[rows]), self.dataset.train_targets[rows]
 
-    def _empty_result(self, client_ids: tuple[int, ...]) -> CohortResult:
-        """Return a result whose update rows reuse one preallocated matrix."""
-        num_clients, model = len(client_ids), self.model
+    def _here(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+
+    def rows(self, num_clients: int) -> Tensor:
+        """Return memory for a matrix of updates, which is kept from round to round."""
+        model = self.model
         if self._rows is None or len(self._rows) < num_clients:
             self._rows = torch.empty(num_clients, model.params.numel(), dtype=self.row_dtype, device=model.device)
-        return CohortResult(
-            client_ids=client_ids,
-            updates=UpdateMatrix(self._rows[:num_clients], model.blocks),
-            buffers=model.buffers.new_empty(num_clients, model.buffers.numel()),
-            counters=model.counters.new_empty(num_clients, model.counters.numel()),
-            num_examples=torch.tensor([len(self.client_indices[k]) for k in client_ids], dtype=torch.float64),
-            local_steps=torch.zeros(num_clients, dtype=torch.int64),
-            train_loss=torch.full((num_clients,), torch.nan, device=model.device),
-        )
+        return self._rows[:num_clients]
 
 
-def _own(state: ClientState, row: Tensor) -> ClientState:
-    """Copy what lies in the matrix of updates, which the next round overwrites."""
-    shared = row.untyped_storage().data_ptr()
-    return {name: t.clone() if t.untyped_storage().data_ptr() == shared else t for name, t in state.items()}
+class FittingExecutor(Executor):
+    """Trains in one ``fit`` of one reused Trainer a round.
+
+    A fit costs milliseconds before its first step, so a round pays for it once: its loader yields :meth:`work`.
+    ``max_epochs`` moves on by one each time; otherwise a reused Trainer would silently skip every fit after the first.
+
+    Attributes:
+        module: The LightningModule that trains what :meth:`work` yields; a subclass sets it.
+    """
+
+    module: LocalTraining
+
+    @abstractmethod
+    def work(self, clients: Sequence[ClientView], rows: Tensor) -> Iterator[Any]:
+        """Yield what :attr:`module` trains in one step each, until every client has been trained."""
+
+    def train(self, clients: Sequence[ClientView], rows: Tensor) -> list[ClientResult]:
+        """See :meth:`Executor.train`."""
+        self.trainer.fit_loop.max_epochs = self.trainer.current_epoch + 1
+        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+            self.trainer.fit(self.module, train_dataloaders=_Loader(lambda: self.work(clients, rows)))
+        results, self.module.results = self.module.results, []
+        return results
+
+
+def _on(phase: Phase, device: torch.device) -> Phase:
+    columns = None if phase.columns is None else phase.columns.to(device)
+    return Phase(phase.epochs, phase.steps, columns, phase.lr, phase.fresh_momentum)
 
 
 @dataclass(frozen=True, slots=True)

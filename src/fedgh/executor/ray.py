@@ -13,7 +13,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import FrameType
 from typing import Any
 
@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgh.client.view import ClientView
 from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.errors import ConfigurationError, FedGHError, TrainingError
-from fedgh.core.types import ClientState, CohortResult, ServerState
+from fedgh.core.types import ClientResult, ClientState, GlobalModel, Message, Report
 from fedgh.executor import ray_cluster
 from fedgh.executor.base import Executor
 from fedgh.executor.sequential import SequentialExecutor
@@ -134,53 +135,50 @@ class RayExecutor(Executor):
         self._setup = None
         self._session = None
 
-    def work(
-        self,
-        client_ids: Sequence[int],
-        states: Sequence[ClientState],  # noqa: ARG002
-        round_index: int,  # noqa: ARG002
-    ) -> Iterator[list[int]]:
-        """Yield the rows that a worker trains in one call: the largest clients first, ever fewer at a time."""
-        steps = [self.num_steps(k) for k in client_ids]
-        waiting = deque(sorted(range(len(client_ids)), key=lambda row: (-steps[row], row)))
+    def shares(self, clients: Sequence[ClientView]) -> Iterator[list[int]]:
+        """Yield the places that a worker trains in one call: the largest clients first, ever fewer at a time."""
+        steps = [self.num_steps(client.client_id) for client in clients]
+        waiting = deque(sorted(range(len(clients)), key=lambda place: (-steps[place], place)))
         share = sum(steps) / len(self._slots)
         least = min(share, WORTHWHILE / self._seconds_per_step if self._seconds_per_step else 0)
         left = sum(steps)
         while waiting:
             goal = left - max(least, left / (2 * len(self._slots)))
-            rows: list[int] = []
-            while waiting and (left > goal or not rows):
-                rows.append(waiting.popleft())
-                left -= steps[rows[-1]]
-            yield rows
+            places: list[int] = []
+            while waiting and (left > goal or not places):
+                places.append(waiting.popleft())
+                left -= steps[places[-1]]
+            yield places
 
-    def _fit(self, result: CohortResult, server: ServerState, states: list[ClientState]) -> None:
+    def train(self, clients: Sequence[ClientView], rows: Tensor) -> list[ClientResult]:
+        """See :meth:`fedgh.executor.base.Executor.train`."""
         self.open()
         try:
             with _abandoned_by_sigterm():
-                self._train(result, server, states)
+                return self._train(clients, rows)
         except BaseException:
             self.close()  # what the workers still do is for nobody
             raise
 
-    def _train(self, result: CohortResult, server: ServerState, states: list[ClientState]) -> None:
-        """Hand out rows and gather answers, until every row of ``result`` is filled."""
-        ray, ids = self._ray, result.client_ids
+    def _train(self, clients: Sequence[ClientView], rows: Tensor) -> list[ClientResult]:
+        """Hand out clients and gather answers, until everybody has been trained."""
+        ray, ids, t = self._ray, [client.client_id for client in clients], clients[0].round_index
         errors = ray.exceptions
         lost = (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError)
-        received = ray.put((server.round_index, Raw(server.params), Raw(server.buffers), Raw(server.counters)))
-        work, again = self.work(ids, states, server.round_index), deque[list[int]]()
+        common = _common_message(clients)
+        for_all = ray.put((t, tuple(map(_raw_model, clients[0].models)), _raw(common)))
+        work, again = self.shares(clients), deque[list[int]]()
         deaths: Counter[int] = Counter()
-        missing = len(ids)
-        while missing:
+        results: list[ClientResult] = []
+        while len(results) < len(ids):
             for slot in self._slots:
-                if slot.task is None and (rows := again.popleft() if again else sorted(next(work, []))):
-                    clients = {ids[row]: {name: t.cpu() for name, t in states[row].items()} for row in rows}
-                    slot.rows, slot.task = rows, slot.actor.train.remote(received, clients)
+                if slot.task is None and (places := again.popleft() if again else sorted(next(work, []))):
+                    own = [_Errand.of(clients[place], common) for place in places]
+                    slot.rows, slot.task = places, slot.actor.train.remote(for_all, own)
             tasks = {slot.task: slot for slot in self._slots if slot.task is not None}
             for task in self._wait(list(tasks)):
                 slot = tasks[task]
-                rows, slot.rows, slot.task = slot.rows, [], None
+                places, slot.rows, slot.task = slot.rows, [], None
                 try:
                     answer = ray.get(task)
                 except errors.RayTaskError as error:
@@ -190,16 +188,16 @@ class RayExecutor(Executor):
                         reason = str(error).strip().splitlines()[-1]
                         raise TrainingError(f"a worker of Ray cannot start: {reason}") from error
                     self._replace(slot, error)
-                    again.extend([row] for row in rows)  # one at a time: if one of them kills its worker, it is found
-                    deaths.update(rows or [STARTING])
-                    self._check_deaths(deaths, ids, server.round_index, error)
+                    again.extend([place] for place in places)  # one at a time: who kills its worker is found
+                    deaths.update(places or [STARTING])
+                    self._check_deaths(deaths, ids, t, error)
                     continue
-                if rows:
-                    self._write(answer, rows, result)
-                    missing -= len(rows)
+                if places:
+                    results += self._write(answer, places, rows)
                 else:
                     deaths[STARTING] = 0
                     log.info("a worker of Ray has started: %s", answer)
+        return results
 
     def _wait(self, tasks: list[Any]) -> list[Any]:
         """Return the tasks that have ended, after a while perhaps none."""
@@ -215,16 +213,13 @@ class RayExecutor(Executor):
                 )
         return ended
 
-    def _write(self, answer: Any, rows: list[int], result: CohortResult) -> None:
-        """Copy what :meth:`Worker.train` returned into the rows of the cohort."""
-        updates, buffers, counters, losses, steps, seconds = answer
-        for place, row in enumerate(rows):
-            result.updates.rows[row] = updates[place]
-            result.buffers[row] = buffers[place]
-            result.counters[row] = counters[place]
-            result.train_loss[row] = losses[place]
-            result.local_steps[row] = steps[place]
-        self._seconds_per_step = seconds / int(steps.sum())
+    def _write(self, answer: Any, places: list[int], rows: Tensor) -> list[ClientResult]:
+        """Copy the updates that :meth:`Worker.train` returned into their rows, and bring the rest to our device."""
+        updates, results, seconds = answer
+        for place, update in zip(places, updates, strict=True):
+            rows[place] = update
+        self._seconds_per_step = seconds / sum(result.local_steps for result in results)
+        return [_moved(result, self.model.device) for result in results]
 
     def _start(self) -> _Slot:
         """Start a worker, which is at work until it is ready."""
@@ -256,16 +251,14 @@ class RayExecutor(Executor):
 
     def _pack(self) -> dict[str, Any]:
         """Return what a worker builds its executor from."""
-        dataset = self.dataset.take_test(torch.zeros(1, dtype=torch.int64))
-        values = {field.name: getattr(dataset, field.name) for field in fields(dataset)}
+        dataset = self.dataset.take_test(torch.tensor([0]))  # nobody evaluates there
         return {
             "threads": self.threads,
             "flags": {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")},
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "default_dtype": torch.get_default_dtype(),
             "matmul_precision": torch.get_float32_matmul_precision(),
-            "kind": type(dataset),
-            "dataset": {name: Raw(value) if isinstance(value, Tensor) else value for name, value in values.items()},
+            "dataset": (type(dataset), _raw({f.name: getattr(dataset, f.name) for f in fields(dataset)})),
             "clients": (Raw(torch.cat(list(self.client_indices))), [len(rows) for rows in self.client_indices]),
             "parts": {
                 "trainer": self.trainer,
@@ -308,7 +301,8 @@ class Worker:
         for name, value in setup["flags"].items():
             setattr(torch.backends.cudnn, name, value)
         rows, sizes = setup["clients"]
-        dataset = setup["kind"](**setup["dataset"]).to(setup["parts"]["model"].device)
+        kind, values = setup["dataset"]
+        dataset = kind(**values).to(setup["parts"]["model"].device)
         self.executor = SequentialExecutor(dataset=dataset, client_indices=rows.split(sizes), **setup["parts"])
 
     def ready(self) -> str:
@@ -317,22 +311,86 @@ class Worker:
         return f"process {os.getpid()} on {socket.gethostname()}, node {ray.get_runtime_context().get_node_id()}"
 
     def train(
-        self, received: tuple[int, Tensor, Tensor, Tensor], clients: Mapping[int, ClientState]
-    ) -> tuple[Raw, Raw, Raw, Raw, Raw, float]:
+        self, for_all: tuple[int, tuple[GlobalModel, ...], Message], errands: Sequence[_Errand]
+    ) -> tuple[Raw, list[ClientResult], float]:
         """Train clients.
 
         Args:
-            received: Round, parameters, buffers and counters of the server.
-            clients: Their states by id.
+            for_all: Round, global models, and the message that everybody is sent.
+            errands: What concerns one client, by ascending id.
 
         Returns:
-            Updates, buffers, counters, losses and local steps, one row a client by ascending id; seconds that it took.
+            Updates ``(clients, params)``, the rest of what each client gave, and seconds that it took.
         """
         started = time.perf_counter()
-        result = self.executor(list(clients), ServerState(*received, clients=dict(clients)))
-        tables = (result.updates.rows, result.buffers, result.counters, result.train_loss, result.local_steps)
-        updates, buffers, counters, losses, steps = map(Raw, tables)
-        return updates, buffers, counters, losses, steps, time.perf_counter() - started
+        round_index, models, common = for_all
+        executor = self.executor
+        clients = [
+            executor.view(
+                errand.client_id,
+                round_index,
+                {**common, **errand.message},
+                errand.state,
+                tuple(_moved_model(model, executor.model.device) for model in models),
+                None if errand.version is None else _moved_model(errand.version, executor.model.device),
+            )
+            for errand in errands
+        ]
+        rows = executor.rows(len(clients))
+        results = executor.in_order(clients, executor.train(clients, rows))
+        return Raw(rows), [_raw_result(result) for result in results], time.perf_counter() - started
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """What a worker is told about one client.
+
+    Attributes:
+        client_id: Its id.
+        message: What it alone is sent.
+        state: What it kept.
+        version: The model that it was sent, if that is not global model 0.
+    """
+
+    client_id: int
+    message: Message
+    state: ClientState
+    version: GlobalModel | None
+
+    @classmethod
+    def of(cls, client: ClientView, common: Message) -> _Errand:
+        own = {name: tensor for name, tensor in client.message.items() if name not in common}
+        version = None if client.received is client.models[0] else _raw_model(client.received)
+        return cls(client.client_id, _raw(own), _raw(client.state), version)
+
+
+def _common_message(clients: Sequence[ClientView]) -> Message:
+    """Return what everybody is sent: the very same tensors."""
+    return {n: t for n, t in clients[0].message.items() if all(client.message.get(n) is t for client in clients)}
+
+
+def _raw(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: Raw(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
+def _raw_model(model: GlobalModel) -> Any:
+    return GlobalModel(*map(Raw, (model.params, model.buffers, model.counters)))  # type: ignore[arg-type]
+
+
+def _raw_result(result: ClientResult) -> ClientResult:
+    report = Report(_raw(result.report.state), _raw(result.report.message), result.report.update_bytes)
+    tensors = {name: Raw(getattr(result, name)) for name in ("buffers", "counters", "train_loss")}
+    return replace(result, report=report, **tensors)  # type: ignore[arg-type]
+
+
+def _moved(result: ClientResult, device: torch.device) -> ClientResult:
+    state, message = ({n: t.to(device) for n, t in d.items()} for d in (result.report.state, result.report.message))
+    tensors = {name: getattr(result, name).to(device) for name in ("buffers", "counters", "train_loss")}
+    return replace(result, report=Report(state, message, result.report.update_bytes), **tensors)
+
+
+def _moved_model(model: GlobalModel, device: torch.device) -> GlobalModel:
+    return GlobalModel(model.params.to(device), model.buffers.to(device), model.counters.to(device))
 
 
 class Raw:

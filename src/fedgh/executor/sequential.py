@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from fedgh.client.module import Client, LocalWork
-from fedgh.core.types import ClientState
-from fedgh.executor.base import Executor
+from torch import Tensor
 
-IMAGES = 1024
-"""Images in a training step, at most, unless one client has more: Lightning's own cost is spread over them."""
+from fedgh.client.local import LocalWork
+from fedgh.client.module import Client
+from fedgh.client.view import ClientView
+from fedgh.executor.base import FittingExecutor
+
+EXAMPLES = 1024
+"""Examples in a training step, at most, unless one client has more: Lightning's own cost is spread over them."""
 
 
-class SequentialExecutor(Executor):
+class SequentialExecutor(FittingExecutor):
     """Trains client after client, the batches of each in a bare loop.
 
     Args:
@@ -23,27 +27,33 @@ class SequentialExecutor(Executor):
 
     def __init__(self, row_dtype: str = "float32", **parts: Any) -> None:
         super().__init__(row_dtype=row_dtype, **parts)
-        self.client = Client(self.model, self.algorithm)
+        self.module = Client(self.model, self.algorithm)
 
-    def work(
-        self,
-        client_ids: Sequence[int],
-        states: Sequence[ClientState],  # noqa: ARG002
-        round_index: int,
-    ) -> Iterator[list[LocalWork]]:
-        """Yield the work of a few small clients, or of one large one, at a time."""
-        work: list[LocalWork] = []
+    def work(self, clients: Sequence[ClientView], rows: Tensor) -> Iterator[list[LocalWork]]:
+        """Yield the work of a few small clients, or of one large one, at a time.
+
+        The batches of a few are drawn before the first of them trains: one kind of work at a time keeps the caches
+        warm, a tenth of a round of small clients. A client that comes alone may be large, and draws as it goes.
+        """
+        few: list[LocalWork] = []
         held = 0
-        for row in self.order(client_ids):
-            images = self.algorithm.local_epochs * len(self.client_indices[client_ids[row]])
-            if work and held + images > IMAGES:
-                yield work
-                work, held = [], 0
-            work.append(LocalWork(row, self.batches(client_ids[row], round_index)))
-            held += images
-        if work:
-            yield work
+        for place in self.order(clients):
+            client = clients[place]
+            phases, lr = self.phases_of(client.client_id), client.lr
+            examples = self.algorithm.batch_size * sum(steps for _, steps in phases)
+            if few and held + examples > EXAMPLES:
+                yield _drawn(few)
+                few, held = [], 0
+            batches = self.batches(client.client_id, client.round_index)
+            few.append(LocalWork(client, batches, phases, lr, self.client_seed(client), rows[place]))
+            held += examples
+        if few:
+            yield _drawn(few)
 
-    def order(self, client_ids: Sequence[int]) -> Sequence[int]:
-        """Return the order in which the rows of a cohort are trained; results do not depend on it."""
-        return range(len(client_ids))
+    def order(self, clients: Sequence[ClientView]) -> Sequence[int]:
+        """Return the order in which a cohort is trained; results do not depend on it."""
+        return range(len(clients))
+
+
+def _drawn(few: list[LocalWork]) -> list[LocalWork]:
+    return few if len(few) == 1 else [replace(work, batches=list(work.batches)) for work in few]

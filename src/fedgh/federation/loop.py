@@ -142,6 +142,8 @@ def describe(federation: Federation, outcome: Round, schedule: Schedule) -> Row:
         "federation/num_dropped": float(len(outcome.dropped)),
         "federation/num_examples": float(result.num_examples.sum()),
         "federation/local_steps": float(result.local_steps.sum()),
+        "federation/bytes_down": float(result.bytes_down),
+        "federation/bytes_up": float(result.bytes_up),
         "time/train_seconds": outcome.seconds["train"],
         "time/aggregate_seconds": outcome.seconds["aggregate"],
     }

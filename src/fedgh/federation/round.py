@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Protocol
@@ -14,10 +15,12 @@ from fedgh.aggregator.base import Aggregate, Aggregator
 from fedgh.algorithm.base import Algorithm
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
-from fedgh.core.types import Cohort, CohortResult, ServerState
+from fedgh.core.types import Cohort, CohortResult, GlobalModel, ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
+from fedgh.federation.clock import Clock
+from fedgh.federation.finite import NonFiniteError, require_finite, set_aside_nonfinite
 from fedgh.metric.collection import Metrics
 from fedgh.partition.base import Partition
 from fedgh.server_optimizer.base import ServerOptimizer
@@ -51,6 +54,7 @@ class Federation:
         on_nonfinite: ``drop`` a client whose update is not finite, or ``raise``.
         buffers: ``average`` the clients' running statistics by n_k/n, or ``keep_global``.
         metrics: What an evaluation computes beside the task's own scores; None for nothing.
+        clock: When clients come back, in asynchronous runs; None: a round waits for everybody.
     """
 
     seed: int
@@ -65,11 +69,27 @@ class Federation:
     on_nonfinite: str = "drop"
     buffers: str = "average"
     metrics: Metrics | None = None
+    clock: Clock | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("on_nonfinite", ("drop", "raise")), ("buffers", ("average", "keep_global"))):
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.algorithm.overrides("group") and self.aggregator.min_clients > 1:
+            raise ConfigurationError(
+                f"{type(self.aggregator).__name__} needs at least {self.aggregator.min_clients} clients, and "
+                f"{type(self.algorithm).__name__} forms groups that may be smaller; take another aggregator"
+            )
+        if self.clock is not None and self.algorithm.overrides("group"):
+            raise ConfigurationError(
+                f"{type(self.algorithm).__name__} trains several global models, of which a clock keeps no older "
+                "versions; type clock=synchronous"
+            )
+
+    @property
+    def num_clients(self) -> int:
+        """N, whoever takes part."""
+        return len(self.partition.client_indices)
 
 
 @dataclass(frozen=True)
@@ -83,8 +103,8 @@ class Round:
         gram: Gram matrix of the raw updates, ``(clients, clients)`` float64.
         block_grams: The same per parameter block, ``(blocks, clients, clients)``, or ``gram`` alone, ``(1, clients,
             clients)``, where that would take too much memory; they sum to ``gram``.
-        aggregate: What the aggregator made of them; None if no client was left.
-        dropped: Ids of the clients set aside because their update was not finite.
+        aggregate: What the aggregator made of them; None if no client was left, or nothing finite came of them.
+        dropped: Ids of the clients set aside because what they sent was not finite.
         seconds: Time spent per stage.
     """
 
@@ -101,23 +121,32 @@ class Round:
 def run_round(federation: Federation, server: ServerState) -> Round:
     """Run round ``server.round_index`` and return what came of it; nothing is remembered elsewhere."""
     started = perf_counter()
-    client_ids = federation.sampler(len(federation.partition.client_indices), federation.seed, server.round_index)
-    result = federation.executor(client_ids, server)
+    before, t, clock = server, server.round_index, federation.clock
+    if clock is None:
+        client_ids = federation.sampler(federation.num_clients, federation.seed, t)
+        result = federation.executor(client_ids, server)
+    else:
+        result, server = clock.collect(federation.executor, server)
     trained = perf_counter()
     block_grams = result.updates.gram(by_block=True) if affordable(result.updates) else result.updates.gram()[None]
-    result, block_grams, dropped = set_aside_nonfinite(result, block_grams, federation.on_nonfinite, server.round_index)
-    gram = block_grams.sum(0)
-    weights, aggregate = result.num_examples, None
+    result, block_grams, dropped = set_aside_nonfinite(result, block_grams, federation.on_nonfinite, t)
+    gram, weights, aggregate = block_grams.sum(0), result.num_examples, None
     if result.client_ids:
-        shares = result.num_examples / result.num_examples.sum()
-        weights = federation.algorithm.rescale(shares, result)
-        cohort = Cohort(result.client_ids, weights, result.train_loss, federation.seed, server.round_index)
-        aggregate = federation.aggregator(result.updates, gram, cohort, server.aggregator)
-        server = move(federation, server, result, shares, aggregate)
+        try:
+            after, weights, aggregate = absorb(federation, server, result, gram)
+            after = federation.algorithm.conclude(before, after, result)
+            require_finite(after, before)
+            server = replace(after, clients=update_clients(after.clients, result.client_states, t + 1))
+        except NonFiniteError as error:
+            if federation.on_nonfinite == "raise":
+                raise TrainingError(f"round {t}: {error}; or go on without such rounds: on_nonfinite=drop") from error
+            log.warning("round %d: %s; the round is set aside, the model stays as it is", t, error)
+            aggregate = None
     else:
-        log.warning("round %d: no client is left, the model stays as it is", server.round_index)
-    clients = update_clients(server.clients, result.client_states, server.round_index + 1)
-    server = replace(server, round_index=server.round_index + 1, clients=clients)
+        log.warning("round %d: no client is left, the model stays as it is", t)
+    server = replace(server, round_index=t + 1)
+    if clock is not None:
+        server = clock.dispatch(server, federation.num_clients, federation.seed)
     seconds = {"train": trained - started, "aggregate": perf_counter() - trained}
     return Round(server, result, weights, gram, block_grams, aggregate, dropped, seconds)
 
@@ -128,71 +157,90 @@ def affordable(updates: UpdateMatrix) -> bool:
     return size <= max(1 << 26, updates.rows.nbytes // 40)
 
 
-def move(
-    federation: Federation, server: ServerState, result: CohortResult, shares: Tensor, aggregate: Aggregate
-) -> ServerState:
-    """Return the server state after one step along the aggregate; buffers follow their own policy."""
-    params, optimizer = federation.server_optimizer.step(server.params, aggregate.update, server.optimizer)
-    buffers, counters = server.buffers, server.counters
-    if federation.buffers == "average":
-        buffers = shares.to(result.buffers) @ result.buffers
-        counters = result.counters.amax(0)
-    return replace(
-        server, params=params, buffers=buffers, counters=counters, optimizer=optimizer, aggregator=aggregate.state
-    )
-
-
-def set_aside_nonfinite(
-    result: CohortResult, block_grams: Tensor, on_nonfinite: str, round_index: int
-) -> tuple[CohortResult, Tensor, tuple[int, ...]]:
-    """Take out the clients whose update is not finite, before anything is weighed.
-
-    A NaN row would make every comparison false, so a conflict-aware rule would silently become the mean and the mean
-    would still be NaN.
+def absorb(
+    federation: Federation, server: ServerState, result: CohortResult, gram: Tensor
+) -> tuple[ServerState, Tensor, Aggregate]:
+    """Weigh, aggregate and step, each global model along the updates that are for it.
 
     Returns:
-        The result and Gram matrices of the others, and the ids set aside.
+        The state after it, the weights ``(clients,)``, and what the aggregator made of all updates.
 
     Raises:
-        TrainingError: If there are any and ``on_nonfinite`` is ``raise``.
+        NonFiniteError: If a weight or an aggregate is not finite.
     """
-    suspect = ~block_grams.sum(0).diagonal().isfinite()
-    finite = ~suspect
-    for row in suspect.nonzero().flatten().tolist():
-        finite[row] = bool(result.updates.rows[row].isfinite().all())
-    dropped = tuple(k for k, ok in zip(result.client_ids, finite.tolist(), strict=True) if not ok)
-    if not dropped:
-        return result, block_grams, ()
-    message = (
-        f"round {round_index}: the update of client{'s' if len(dropped) > 1 else ''} {', '.join(map(str, dropped))} "
-        "is not finite (the local loss overflowed)"
-    )
-    if on_nonfinite == "raise":
-        raise TrainingError(
-            f"{message}; lower algorithm.optimizer.lr, or go on without such clients: on_nonfinite=drop"
+    groups = federation.algorithm.group(result)
+    if groups is None:
+        model, weights, aggregate = absorb_model(federation, server.models[0], result, gram, server.round_index)
+        return server.with_model(0, model), weights, aggregate
+    weights = torch.zeros(len(groups), dtype=torch.float64)
+    update, coefficients = torch.zeros_like(server.params), torch.zeros_like(weights)
+    for index in sorted(set(groups.tolist())):
+        mine = groups == index
+        members, products = result.select(mine), gram[mine][:, mine]
+        model, weights[mine], aggregate = absorb_model(
+            federation, server.models[index], members, products, server.round_index
         )
-    log.warning("%s; set aside", message)
-    return result.select(finite), block_grams[:, finite][:, :, finite], dropped
+        server = server.with_model(index, model)
+        update = update + aggregate.update
+        if aggregate.coefficients is not None and aggregate.coefficients.dim() == 1:
+            coefficients[mine] = aggregate.coefficients
+    return server, weights, Aggregate(update, coefficients)
+
+
+def absorb_model(
+    federation: Federation, model: GlobalModel, result: CohortResult, gram: Tensor, round_index: int
+) -> tuple[GlobalModel, Tensor, Aggregate]:
+    """Return a global model after one server step along the aggregate of these updates; and weights and aggregate."""
+    shares = result.num_examples / result.num_examples.sum()
+    weights = federation.algorithm.client_weights(shares, result)
+    if federation.clock is not None:
+        weights = federation.clock.discounted(weights, result)
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise NonFiniteError(
+            f"{type(federation.algorithm).__name__} gives clients the weights {weights.tolist()}, which must be "
+            "finite and not negative"
+        )
+    cohort = Cohort(result.client_ids, weights, result.train_loss, federation.seed, round_index)
+    aggregate = federation.aggregator(result.updates, gram, cohort, model.aggregator)
+    if not bool(aggregate.update.isfinite().all()):
+        raise NonFiniteError(f"the aggregate of {type(federation.aggregator).__name__} is not finite")
+    return server_step(federation, model, result, aggregate), weights, aggregate
+
+
+def server_step(federation: Federation, model: GlobalModel, result: CohortResult, aggregate: Aggregate) -> GlobalModel:
+    """Return a global model after one server step along the aggregate; buffers follow their own policy."""
+    params, optimizer = federation.server_optimizer.step(model.params, aggregate.update, model.optimizer)
+    buffers, counters = model.buffers, model.counters
+    if federation.buffers == "average" and not federation.algorithm.own_buffers:
+        shares = result.num_examples / result.num_examples.sum()
+        buffers = shares.to(result.buffers) @ result.buffers
+        counters = result.counters.amax(0)
+    return GlobalModel(params, buffers, counters, optimizer, aggregate.state)
 
 
 def initial_state(model: FlatModel) -> ServerState:
-    """Return the state before round 0: the model as it was initialized."""
-    return ServerState(
-        round_index=0,
-        params=model.params.detach().clone(),
-        buffers=model.buffers.clone(),
-        counters=model.counters.clone(),
-        optimizer={},
-        aggregator={},
-    )
+    """Return the model as it was initialized, before any round; see :func:`first_state` for a run's beginning."""
+    return ServerState(0, model.params.detach().clone(), model.buffers.clone(), model.counters.clone())
+
+
+def first_state(federation: Federation) -> ServerState:
+    """Return the state before round 0, with whatever algorithm and clock begin with."""
+    server = initial_state(federation.model)
+    blocks, seed = federation.model.blocks, federation.seed
+    server = federation.algorithm.initialize(server, blocks, federation.num_clients, seed)
+    clock = federation.clock
+    return server if clock is None else clock.dispatch(server, federation.num_clients, seed)
 
 
 def to_device(server: ServerState, device: torch.device) -> ServerState:
-    """Move what a round computes with to a device; client states stay on the CPU until they are used."""
-    return replace(
-        server,
-        params=server.params.to(device),
-        buffers=server.buffers.to(device),
-        counters=server.counters.to(device),
-        optimizer={name: tensor.to(device) for name, tensor in server.optimizer.items()},
-    )
+    """Move what a round computes with to a device; client states stay where they are until they are used."""
+
+    def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def model(one: GlobalModel) -> GlobalModel:
+        params, buffers, counters = (t.to(device) for t in (one.params, one.buffers, one.counters))
+        return GlobalModel(params, buffers, counters, moved(one.optimizer), one.aggregator)
+
+    first, *others = map(model, server.models)
+    return replace(server.with_model(0, first), siblings=tuple(others), memory=moved(server.memory))

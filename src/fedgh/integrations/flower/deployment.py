@@ -40,10 +40,18 @@ def compose(run_config: Mapping[str, Any], *defaults: str) -> DictConfig:
 
 def build(cfg: DictConfig) -> Federation:
     """Return the parts; each client trains alone on its node, so the executor is the sequential one."""
+    if cfg.get("clock"):
+        raise ConfigurationError("a clock simulates when clients come back, and on Flower they do: clock=synchronous")
     alone = cfg.copy()
     alone.executor = config.compose(["executor=sequential"]).executor
     alone.executor.row_dtype = cfg.executor.row_dtype
-    return config.build_federation(alone)
+    federation = config.build_federation(alone)
+    if federation.algorithm.talks:
+        raise ConfigurationError(
+            f"{type(federation.algorithm).__name__} sends more than models and updates, which is not carried over "
+            "Flower yet; simulate it: fedgh-train with the same settings"
+        )
+    return federation
 
 
 @cache

@@ -26,7 +26,7 @@ from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.types import CohortResult, ServerState
 from fedgh.executor.base import Executor
 from fedgh.federation.loop import Preparing, Remembering, describe
-from fedgh.federation.round import Federation, initial_state, run_round
+from fedgh.federation.round import Federation, first_state, run_round
 from fedgh.integrations.flower.deployment import build, compose
 from fedgh.integrations.flower.records import PARTITION_ID, Layout, arrays_of, gather, metrics_in
 from fedgh.metric.summary import closing_numbers
@@ -65,7 +65,7 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
     (run_dir / "provenance.json").write_text(json.dumps(provenance(federation.model.device), indent=2) + "\n")
     federation.partition.save(run_dir / "partition.npz")
     schedule, callbacks = config.build_schedule(cfg), config.build_callbacks(cfg)
-    server = initial_state(federation.model)
+    server = first_state(federation)
     for callback in callbacks:
         if isinstance(callback, Preparing):
             callback.prepare(federation, schedule, server)

@@ -15,7 +15,8 @@ from fedgh.aggregator.base import Aggregate, Aggregator
 from fedgh.config.rules import build_aggregators
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import Cohort, CohortResult
-from fedgh.federation.round import affordable, set_aside_nonfinite
+from fedgh.federation.finite import set_aside_nonfinite
+from fedgh.federation.round import affordable
 from fedgh.integrations.flower.records import NUM_EXAMPLES, PARTITION_ID, Layout, gather, metrics_in
 from fedgh.metric.conflict import conflict_metrics, coordinate_metrics, harmonization_metrics, matching_gram
 

@@ -16,12 +16,12 @@ from fedgh.algorithm.fednova import FedNova
 from fedgh.algorithm.fedprox import FedProx
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.flat import FlatModel
-from fedgh.core.types import Cohort
+from fedgh.core.types import Cohort, Report
 from fedgh.dataset.augmentation import Augmentation
 from fedgh.dataset.base import ImageDataset
 from fedgh.executor.auto import choose
-from fedgh.executor.cohort import CohortExecutor
 from fedgh.executor.sequential import SequentialExecutor
+from fedgh.executor.vectorized import VectorizedExecutor
 from fedgh.federation.round import initial_state
 from fedgh.model.cnn2 import CNN2
 from fedgh.model.mlp import MLP
@@ -64,8 +64,8 @@ class Remembering(FedAvg):
             return loss
         return loss + 0.05 * (params - global_params - state["last"]).square().sum() / (1 + state["steps"])
 
-    def finish(self, state, update, local_steps):
-        return {"last": update, "steps": torch.tensor(float(local_steps))}
+    def report(self, client, trained):
+        return Report({"last": trained.update, "steps": torch.tensor(float(trained.local_steps))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def play(runner, cohorts=COHORTS):
         result = runner(ids, server)
         result.updates.rows = result.updates.rows.clone()  # the executor reuses the matrix
         shares = result.num_examples / result.num_examples.sum()
-        weights = runner.algorithm.rescale(shares, result)
+        weights = runner.algorithm.client_weights(shares, result)
         cohort = Cohort(result.client_ids, weights, result.train_loss, 11, server.round_index)
         update = Mean()(result.updates, result.updates.gram(), cohort, {}).update
         server = replace(
@@ -148,7 +148,7 @@ def assert_same(one, other, tolerance=1e-10):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_equals_the_sequential_executor(model, algorithm):
     expected = play(executor(SequentialExecutor, MODELS[model], ALGORITHMS[algorithm]))
-    assert_same(play(executor(CohortExecutor, MODELS[model], ALGORITHMS[algorithm], width=20)), expected)
+    assert_same(play(executor(VectorizedExecutor, MODELS[model], ALGORITHMS[algorithm], width=20)), expected)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -163,7 +163,7 @@ def test_batch_statistics_are_each_clients_own(algorithm):
     cohorts = ((0, 1), (1, 2), (2, 0))
     mobilenet, algorithm = MODELS["mobilenet_v2"], ALGORITHMS[algorithm]
     expected = play(executor(SequentialExecutor, mobilenet, algorithm, **settings), cohorts)
-    assert_same(play(executor(CohortExecutor, mobilenet, algorithm, width=20, **settings), cohorts), expected)
+    assert_same(play(executor(VectorizedExecutor, mobilenet, algorithm, width=20, **settings), cohorts), expected)
 
 
 @pytest.mark.parametrize(
@@ -176,32 +176,32 @@ def test_batch_statistics_are_each_clients_own(algorithm):
     ],
 )
 def test_batches_are_padded_only_where_nothing_mixes_examples(model, algorithm, pads):
-    assert executor(CohortExecutor, MODELS[model], ALGORITHMS[algorithm], width=20).pads is pads
+    assert executor(VectorizedExecutor, MODELS[model], ALGORITHMS[algorithm], width=20).pads is pads
 
 
 def test_unpadded_parts_give_the_same_numbers():
     expected = play(executor(SequentialExecutor, MODELS["cnn2"], FedAvg))
-    runner = executor(CohortExecutor, MODELS["cnn2"], FedAvg, width=20)
+    runner = executor(VectorizedExecutor, MODELS["cnn2"], FedAvg, width=20)
     runner.pads = False
     assert_same(play(runner), expected)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_the_width_changes_memory_and_nothing_else(width):
-    expected = play(executor(CohortExecutor, MODELS["cnn2"], FedAvg, width=20))
-    assert_same(play(executor(CohortExecutor, MODELS["cnn2"], FedAvg, width=width)), expected, 1e-12)
+    expected = play(executor(VectorizedExecutor, MODELS["cnn2"], FedAvg, width=20))
+    assert_same(play(executor(VectorizedExecutor, MODELS["cnn2"], FedAvg, width=width)), expected, 1e-12)
 
 
 def test_client_states_survive_and_groups_hold_one_kind_of_state():
     expected = play(executor(SequentialExecutor, MODELS["mlp"], Remembering))
-    assert_same(play(executor(CohortExecutor, MODELS["mlp"], Remembering, width=20)), expected)
+    assert_same(play(executor(VectorizedExecutor, MODELS["mlp"], Remembering, width=20)), expected)
     assert set(expected[-1][1].clients) == {0, 1, 2, 3, 4, 5}
 
 
 def test_augmented_batches_are_the_sequential_executors():
     data = dataset(augmentation=Augmentation(crop_padding=2, flip=True, auto_augment=True))
     expected = play(executor(SequentialExecutor, MODELS["cnn2"], FedAvg, data))
-    assert_same(play(executor(CohortExecutor, MODELS["cnn2"], FedAvg, data, width=20)), expected)
+    assert_same(play(executor(VectorizedExecutor, MODELS["cnn2"], FedAvg, data, width=20)), expected)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_augmented_batches_are_the_sequential_executors():
 )
 def test_elementwise_optimizers_step_every_client_as_if_alone(optimizer):
     expected = play(executor(SequentialExecutor, MODELS["mlp"], FedAvg, sgd=optimizer))
-    assert_same(play(executor(CohortExecutor, MODELS["mlp"], FedAvg, sgd=optimizer, width=20)), expected)
+    assert_same(play(executor(VectorizedExecutor, MODELS["mlp"], FedAvg, sgd=optimizer, width=20)), expected)
 
 
 class NormClipped(torch.optim.SGD):
@@ -228,18 +228,18 @@ class NormClipped(torch.optim.SGD):
 
 def test_an_optimizer_of_matrices_is_refused_whatever_the_executor():
     with pytest.raises(ConfigurationError, match=r"algorithm\.optimizer cannot be built: Muon only supports 2D"):
-        executor(CohortExecutor, MODELS["mlp"], FedAvg, sgd=partial(torch.optim.Muon, lr=0.1), width=20)
+        executor(VectorizedExecutor, MODELS["mlp"], FedAvg, sgd=partial(torch.optim.Muon, lr=0.1), width=20)
 
 
 @pytest.mark.parametrize("optimizer", [NormClipped, torch.optim.LBFGS])
 def test_optimizers_that_would_mix_clients_are_refused(optimizer):
     with pytest.raises(ConfigurationError, match="treats every number by itself"):
-        executor(CohortExecutor, MODELS["mlp"], FedAvg, sgd=partial(optimizer, lr=0.1), width=20)
+        executor(VectorizedExecutor, MODELS["mlp"], FedAvg, sgd=partial(optimizer, lr=0.1), width=20)
 
 
 def test_a_loss_that_branches_on_values_is_refused_with_advice():
     with pytest.raises(ConfigurationError, match=r"Branching on MLP cannot be vectorized.*executor=sequential"):
-        executor(CohortExecutor, MODELS["mlp"], Branching, width=20)
+        executor(VectorizedExecutor, MODELS["mlp"], Branching, width=20)
 
 
 def test_pytorchs_own_dropout_is_refused_with_advice():
@@ -248,17 +248,17 @@ def test_pytorchs_own_dropout_is_refused_with_advice():
             return nn.functional.dropout(super().features(x))
 
     with pytest.raises(ConfigurationError, match="own dropout"):
-        executor(CohortExecutor, partial(Dropping, hidden=[7]), FedAvg, width=20)
+        executor(VectorizedExecutor, partial(Dropping, hidden=[7]), FedAvg, width=20)
 
 
 @pytest.mark.parametrize("width", [0, -1, 2.0])
 def test_the_width_must_be_a_positive_integer(width):
     with pytest.raises(ConfigurationError, match=r"executor\.width must be a positive integer"):
-        executor(CohortExecutor, MODELS["mlp"], FedAvg, width=width)
+        executor(VectorizedExecutor, MODELS["mlp"], FedAvg, width=width)
 
 
 def test_the_global_generator_is_left_alone():
-    runner = executor(CohortExecutor, MODELS["cnn2"], FedAvg, width=20)
+    runner = executor(VectorizedExecutor, MODELS["cnn2"], FedAvg, width=20)
     before = torch.get_rng_state()
     play(runner)
     assert torch.equal(before, torch.get_rng_state())
@@ -267,7 +267,7 @@ def test_the_global_generator_is_left_alone():
 @pytest.mark.parametrize(
     ("model", "algorithm", "kind", "why"),
     [
-        ("mlp", FedAvg, CohortExecutor, "small enough"),
+        ("mlp", FedAvg, VectorizedExecutor, "small enough"),
         ("mlp", ALGORITHMS["feddecorr"], SequentialExecutor, "differ so much in size"),
         ("mobilenet_v2", FedAvg, SequentialExecutor, r"2,\d{3},\d{3} parameters .* fill a CPU"),
         ("mlp", Branching, SequentialExecutor, "Branching on MLP cannot be vectorized"),

@@ -1,0 +1,124 @@
+"""One client as a method sees it: what it received and kept, and its own data. Nothing is computed unless asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedgh.core.flat import FlatModel
+from fedgh.core.types import ClientState, GlobalModel, Message
+from fedgh.task.base import Task
+
+
+class ClientData(Protocol):
+    """Who answers for the clients' data: the executor."""
+
+    model: FlatModel
+    task: Task
+
+    def num_examples(self, client_id: int) -> int:
+        """Return n_k."""
+        ...
+
+    def num_steps(self, client_id: int) -> int:
+        """Return tau_k."""
+        ...
+
+    def label_counts(self, client_id: int) -> Tensor:
+        """Return the client's examples per class, ``(classes,)``."""
+        ...
+
+    def examples(self, client_id: int, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the client's examples once."""
+        ...
+
+    def lr(self, round_index: int) -> float:
+        """Return the local learning rate of a round."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClientView:
+    """A client between two messages; every tensor is on the model's device.
+
+    Attributes:
+        client_id: Its id.
+        round_index: Round t.
+        received: The model it was sent.
+        message: What it was sent beside that.
+        state: What it kept; empty until it has taken part.
+        models: All global models.
+    """
+
+    client_id: int
+    round_index: int
+    received: GlobalModel
+    message: Message
+    state: ClientState
+    models: tuple[GlobalModel, ...]
+    _data: ClientData = field(repr=False)
+
+    @property
+    def model(self) -> FlatModel:
+        """The model that all clients share; use :meth:`run`, which leaves it as it was."""
+        return self._data.model
+
+    @property
+    def task(self) -> Task:
+        """What outputs and targets mean."""
+        return self._data.task
+
+    @property
+    def num_examples(self) -> int:
+        """n_k."""
+        return self._data.num_examples(self.client_id)
+
+    @property
+    def num_steps(self) -> int:
+        """Local steps that it takes in a round, tau_k."""
+        return self._data.num_steps(self.client_id)
+
+    @property
+    def lr(self) -> float:
+        """Local learning rate of this round, where a phase has none of its own."""
+        return self._data.lr(self.round_index)
+
+    @property
+    def label_counts(self) -> Tensor:
+        """Its examples per class, ``(classes,)`` int64; not to be written to."""
+        return self._data.label_counts(self.client_id)
+
+    def examples(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield its training examples once, in order, normalized and unaugmented: inputs and targets."""
+        return self._data.examples(self.client_id, batch_size)
+
+    @torch.no_grad()
+    def run(self, params: Tensor, inputs: Tensor, buffers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (outputs, features) in evaluation mode.
+
+        Args:
+            params: ``(params,)``.
+            inputs: ``(B, *shape)``.
+            buffers: ``(buffers,)``; None for those that it received.
+        """
+        model = self.model
+        stacked = model.stack_buffers(self.received.buffers if buffers is None else buffers, self.received.counters, 1)
+        training = model.module.training
+        model.module.eval()
+        try:
+            return model.forward(params, inputs, {name: buffer[0] for name, buffer in stacked.items()})
+        finally:
+            model.module.train(training)
+
+    def loss(self, params: Tensor, buffers: Tensor | None = None) -> float:
+        """Return the mean loss on its training examples in evaluation mode."""
+        total, count = 0.0, 0
+        for inputs, targets in self.examples():
+            outputs, _ = self.run(params, inputs, buffers)
+            total += float(self.task.loss(outputs, targets)) * len(targets)
+            count += len(targets)
+        return total / count

@@ -1,0 +1,91 @@
+"""What is not finite is set aside before it can spread: what clients send, and what a round makes of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from fedgh.core.errors import TrainingError
+from fedgh.core.types import CohortResult, ServerState
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(TrainingError):
+    """Something computed on the server is not finite; the message says what."""
+
+
+def set_aside_nonfinite(
+    result: CohortResult, block_grams: Tensor, on_nonfinite: str, round_index: int
+) -> tuple[CohortResult, Tensor, tuple[int, ...]]:
+    """Take out the clients who sent something that is not finite, before anything is weighed.
+
+    A NaN row would make every comparison false, so a conflict-aware rule would silently become the mean and the mean
+    would still be NaN; infinite running statistics would ruin the model's evaluation only.
+
+    Returns:
+        The result and Gram matrices of the others, and the ids set aside.
+
+    Raises:
+        TrainingError: If there are any and ``on_nonfinite`` is ``raise``.
+    """
+    suspect = ~block_grams.sum(0).diagonal().isfinite()  # large finite rows overflow, too
+    update = torch.zeros_like(suspect)
+    for row in suspect.nonzero().flatten().tolist():
+        update[row] = not bool(result.updates.rows[row].isfinite().all())
+    broken = {"the update of {} is not finite (the local loss overflowed)": update}
+    if result.buffers.numel():
+        broken["the running statistics of {} are not finite"] = ~result.buffers.isfinite().all(1).cpu()
+    for name, tensor in result.messages.items():
+        if tensor.is_floating_point():
+            broken[f"the message {name!r} of {{}} is not finite"] = ~tensor.isfinite().flatten(1).all(1).cpu()
+    bad, causes = torch.zeros_like(update), []
+    for cause, where in broken.items():  # whoever has an earlier cause is not named again
+        ids = [k for k, yes in zip(result.client_ids, (where & ~bad).tolist(), strict=True) if yes]
+        if ids:
+            causes.append(cause.format(f"client{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))}"))
+        bad |= where
+    if not causes:
+        return result, block_grams, ()
+    message = f"round {round_index}: {'; '.join(causes)}"
+    if on_nonfinite == "raise":
+        raise TrainingError(
+            f"{message}; lower algorithm.optimizer.lr, or go on without such clients: on_nonfinite=drop"
+        )
+    log.warning("%s; set aside", message)
+    dropped = tuple(k for k, yes in zip(result.client_ids, bad.tolist(), strict=True) if yes)
+    return result.select(~bad), block_grams[:, ~bad][:, :, ~bad], dropped
+
+
+def require_finite(after: ServerState, before: ServerState) -> None:
+    """Check what a round has made of the server's state, naming the first thing that is not finite.
+
+    Raises:
+        NonFiniteError: If there is one. What has not changed is not looked at.
+    """
+    old = {id(tensor) for _, tensor in _tensors(before)}
+    new = [(n, t) for n, t in _tensors(after) if t.is_floating_point() and t.numel() and id(t) not in old]
+    if not new:
+        return
+    finite = torch.stack([tensor.isfinite().all() for _, tensor in new]).tolist()
+    for (name, _), fine in zip(new, finite, strict=True):
+        if not fine:
+            raise NonFiniteError(f"{name} would not be finite; lower server_optimizer.lr or algorithm.optimizer.lr")
+
+
+def _tensors(server: ServerState) -> Iterator[tuple[str, Tensor]]:
+    for index, model in enumerate(server.models):
+        which = f"global model {index}" if len(server.models) > 1 else "the global model"
+        yield f"{which}: its parameters", model.params
+        yield f"{which}: its running statistics", model.buffers
+        yield from _named(f"the server optimizer's state of {which}", model.optimizer)
+        yield from _named(f"the aggregator's state of {which}", model.aggregator)
+    yield from _named("the algorithm's memory", server.memory)
+
+
+def _named(of: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        yield f"{of}: {name}", tensor
