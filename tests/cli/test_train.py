@@ -202,6 +202,17 @@ def kill_before_the_checkpoint_gets_its_name(monkeypatch):
     monkeypatch.setattr(Path, "replace", replace)
 
 
+def kill_before_the_second_copy_gets_its_name(monkeypatch):
+    real = Path.replace
+
+    def replace(self, target):
+        if Path(target).name == "round_000003.zip":
+            raise Killed
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
 def kill_before_old_checkpoints_are_removed(monkeypatch):
     real = Path.unlink
 
@@ -251,6 +262,7 @@ def kill_in_the_middle_of_a_cohort(monkeypatch):
     [
         kill_in_the_middle_of_saving,
         kill_before_the_checkpoint_gets_its_name,
+        kill_before_the_second_copy_gets_its_name,
         kill_before_old_checkpoints_are_removed,
         kill_in_the_middle_of_a_line,
         kill_in_the_middle_of_a_cohort,

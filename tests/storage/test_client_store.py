@@ -350,7 +350,7 @@ def test_orphans_of_an_abandoned_round_go_on_resume(tmp_path):
     store, _ = run(folder, ClientStore(clients, 0), range(1, 4))
     named = files(clients)
     store.updated({k: state_of(k, 4) for k in range(8)}, 4)
-    (clients / f"{named[0]}.tmp").write_bytes(b"half")
+    (clients / f".{named[0]}.tmp").write_bytes(b"half")
     assert len(files(clients)) == len(named) + 9
     remove_leftovers(folder, load_newest(folder)[0].server.clients)
     assert files(clients) == named

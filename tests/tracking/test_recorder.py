@@ -1,86 +1,13 @@
-"""Where a run's numbers go: each round once, also after a kill in the middle of a line."""
+"""Where a run's numbers go: each round once, and one destination that fails costs no other anything."""
 
 import logging
-import math
-import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from fedgh.tracking.recorder import CsvTable, Recorder, Row, _cosine_bins, read_csv
-
-
-def filled(path, rounds=3):
-    table = CsvTable(path)
-    for t in range(1, rounds + 1):
-        table.append({"round": t, "global/test/acc": t / 7, "client/train/loss": 1e-5 * t})
-    return table
-
-
-def test_columns_and_values(tmp_path):
-    filled(tmp_path / "metrics.csv")
-    lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "round,global/test/acc,client/train/loss"
-    assert lines[1] == f"1,{1 / 7!r},1e-05"
-    assert read_csv(tmp_path / "metrics.csv") == [
-        {"round": t, "global/test/acc": t / 7, "client/train/loss": 1e-5 * t} for t in (1, 2, 3)
-    ]
-
-
-def test_a_new_column_rewrites_the_file(tmp_path):
-    path = tmp_path / "metrics.csv"
-    table = filled(path, 2)
-    table.append({"round": 3, "global/test/acc": 0.5, "conflict/ratio": 0.25})
-    table.append({"round": 4, "conflict/ratio": math.nan})
-    assert path.read_text().splitlines()[0] == "round,global/test/acc,client/train/loss,conflict/ratio"
-    rows = read_csv(path)
-    assert rows[2] == {"round": 3, "global/test/acc": 0.5, "conflict/ratio": 0.25}
-    assert math.isnan(rows[3]["conflict/ratio"])
-    assert [row["round"] for row in rows] == [1, 2, 3, 4]
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-def test_a_resumed_run_drops_what_it_repeats_and_gives_the_same_file(tmp_path):
-    filled(tmp_path / "straight.csv", 5)
-    path = tmp_path / "resumed.csv"
-    filled(path, 4)
-    table = CsvTable(path, first_round=3)
-    assert [row["round"] for row in read_csv(path)] == [1, 2]
-    for t in (3, 4, 5):
-        table.append({"round": t, "global/test/acc": t / 7, "client/train/loss": 1e-5 * t})
-    assert path.read_bytes() == (tmp_path / "straight.csv").read_bytes()
-
-
-def test_a_line_cut_anywhere_by_a_kill_is_as_if_it_had_not_been_written(tmp_path):
-    """Whatever is left of it: half a number must neither stop the resumed run nor pass for a result."""
-    path = tmp_path / "metrics.csv"
-    filled(path)
-    whole = path.read_bytes()
-    start = whole.index(b"\n3,") + 1
-    for end in range(start, len(whole) - 2):  # up to the last digit, without the end of the line
-        path.write_bytes(whole[:end])
-        assert [row["round"] for row in read_csv(path)] == [1, 2], whole[start:end]
-        assert [row["round"] for row in CsvTable(path, first_round=3).rows] == [1, 2]
-    path.write_bytes(whole)
-    assert len(read_csv(path)) == 3
-
-
-def test_a_file_cut_in_its_header(tmp_path):
-    path = tmp_path / "metrics.csv"
-    path.write_text("round,glo")
-    table = CsvTable(path)
-    table.append({"round": 1, "global/test/acc": 0.5})
-    assert read_csv(path) == [{"round": 1, "global/test/acc": 0.5}]
-
-
-def test_values_keep_every_bit(tmp_path):
-    numbers = random.Random(0)
-    values = [numbers.uniform(-1, 1) * 10 ** numbers.randint(-30, 30) for _ in range(200)]
-    table = CsvTable(tmp_path / "metrics.csv")
-    for t, value in enumerate(values, 1):
-        table.append({"round": t, "x": value})
-    assert [row["x"] for row in read_csv(tmp_path / "metrics.csv")] == values
+from fedgh.tracking.recorder import Recorder, Row, _cosine_bins, read_csv
 
 
 class Broken:
@@ -160,7 +87,9 @@ def test_wandb_gets_no_picture_of_a_round_that_it_has(tmp_path, from_round, coun
     recorder._wandb_from = from_round
     recorder.record(Row(2, {"conflict/ratio": 0.5}, figures={"a": draw}))
     assert draw.count == count
-    assert [(step, content["a"].image.size) for step, content in sent] == [(2, (200, 100))] * count
+    pictures = [(step, content["a"].image.size) for step, content in sent if "a" in content]
+    assert pictures == [(2, (200, 100))] * count
+    assert [content for _, content in sent[:1]] == [{"round": 2, "conflict/ratio": 0.5}] * count
 
 
 def fake_wandb(sent):
@@ -180,7 +109,56 @@ def test_a_picture_that_fails_costs_only_itself(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "fedgh"):
         recorder.record(Row(1, {"conflict/ratio": 0.5}, figures={"broken": broken, "fine": Drawing()}))
     assert "picture broken of round 1 was not drawn: no colours" in caplog.text
-    assert sent[0][1].keys() == {"round", "conflict/ratio", "fine"}
+    assert [list(content) for _, content in sent] == [["round", "conflict/ratio"], ["fine"]]
+
+
+@pytest.mark.parametrize("what", ["figures", "histograms", "tables"])
+def test_what_wandb_does_not_take_costs_neither_numbers_nor_the_others(tmp_path, caplog, monkeypatch, what):
+    """As when a cleaner empties the folder where W&B puts pictures before it stores them."""
+    import wandb
+
+    def refuse(*_, **__):
+        raise FileNotFoundError("/gone/media")
+
+    part = {"figures": "Image", "histograms": "Histogram", "tables": "Table"}[what]
+    monkeypatch.setattr(wandb, part, refuse)
+    recorder, sent = Recorder(tmp_path, []), []
+    recorder.loggers = [fake_wandb(sent)]
+    row = Row(1, {"conflict/ratio": 0.5}, {"h": np.zeros(3)}, {"f": Drawing()}, {"t": {"client": [1]}})
+    with caplog.at_level(logging.WARNING, "fedgh"):
+        recorder.record(row)
+    lost = {"figures": "f", "histograms": "h", "tables": "t"}[what]
+    assert sent[0] == (1, {"round": 1, "conflict/ratio": 0.5})
+    assert [list(content) for _, content in sent[1:]] == [[name] for name in "hft" if name != lost]
+    assert {step for step, _ in sent} == {1}
+    assert [r.message for r in caplog.records] == [f"W&B did not take {lost} of round 1: /gone/media"]
+
+
+def test_a_metric_is_a_float_or_left_out(tmp_path, caplog):
+    recorder = Recorder(tmp_path, [])
+    metrics = {"a": np.float32(0.5), "b": torch.tensor(2), "c": True, "d": "high", "e": torch.ones(2), "f": None}
+    with caplog.at_level(logging.WARNING, "fedgh"):
+        recorder.record(Row(1, metrics))
+    assert read_csv(tmp_path / "metrics.csv") == [{"round": 1, "a": 0.5, "b": 2.0, "c": 1.0}]
+    assert [r.message.split(":")[1] for r in caplog.records] == [
+        " d is not a number but a str; left out",
+        " e is not a number but a Tensor; left out",
+        " f is not a number but a NoneType; left out",
+    ]
+
+
+def test_a_checkpoint_names_a_copy_of_what_came_since_the_one_before(tmp_path):
+    recorder = Recorder(tmp_path, [])
+    assert recorder.keep(0) == ()
+    for t in (1, 2, 3):
+        recorder.record(Row(t, {"x": t / 3}))
+    assert recorder.keep(2) == (2,), "round 3 was abandoned"
+    assert recorder.keep(2) == (2,)
+    recorder = Recorder(tmp_path, [], first_round=3, kept=(2,))
+    assert [row["round"] for row in recorder.table.rows] == [1, 2]
+    recorder.record(Row(3, {"x": 1.0}))
+    assert recorder.keep(3) == (2, 3)
+    assert sorted(path.name for path in (tmp_path / "records").iterdir()) == ["round_000002.zip", "round_000003.zip"]
 
 
 def test_tensorboard_takes_metrics_histograms_and_figures(tmp_path):

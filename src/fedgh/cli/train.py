@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedgh import config
 from fedgh.config.entry import give_up, in_sweep, launch
-from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError
+from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError, StorageError
 from fedgh.core.types import ServerState
 from fedgh.federation.loop import Preparing, Remembering, train
 from fedgh.federation.round import Federation, first_state, to_device
@@ -24,6 +24,7 @@ from fedgh.storage import checkpoint as checkpoints
 from fedgh.storage.checkpoint import Checkpoint
 from fedgh.storage.claim import claim
 from fedgh.storage.client_store import ClientStore
+from fedgh.storage.durable import cause_of, is_about_the_disk
 from fedgh.storage.provenance import check_writable, provenance
 from fedgh.sweep import multirun as sweep
 from fedgh.sweep import search
@@ -100,7 +101,8 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     )
     if resumed and path:
         checkpoints.check_fits(resumed, path, stamp.layout, stamp.dataset, stamp.partition)
-        stamp = replace(stamp, server=to_device(resumed.server, federation.model.device))
+        server = to_device(resumed.server, federation.model.device)
+        stamp = replace(stamp, server=server, recorded=resumed.recorded)
         for callback in remembering:
             callback.recall(resumed.callbacks.get(type(callback).__name__, {}))
     folder = run_dir / "checkpoints"
@@ -115,14 +117,15 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     introduce(cfg, federation, run_dir)
 
     loggers = config.build_loggers(cfg, run_dir, stamp.wandb_id, name, group)
-    recorder = Recorder(run_dir, loggers, first_round=stamp.server.round_index + 1)
+    recorder = Recorder(run_dir, loggers, first_round=stamp.server.round_index + 1, kept=stamp.recorded)
     figure = picture.partition_figure(federation.partition.class_counts)
     picture.save_png(figure, run_dir / "partition.png")
     recorder.picture("partition", figure)
 
     def save(server: ServerState) -> Path:
         memory = {type(callback).__name__: callback.memory() for callback in remembering}
-        now = replace(stamp, server=server, callbacks=memory)
+        recorded = recorder.keep(server.round_index) if server.round_index else ()
+        now = replace(stamp, server=server, callbacks=memory, recorded=recorded)
         return checkpoints.save(now, folder, cfg.checkpoint.keep)
 
     if not resumed:
@@ -134,6 +137,11 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
         summary = summarize(run_dir, server.round_index, f"{cfg.name}, seed {cfg.seed}")
         if cfg.checkpoint.artifact and not signal_number:
             recorder.artifact(newest(run_dir))
+    except (StorageError, OSError) as error:
+        if isinstance(error, OSError) and not is_about_the_disk(error):
+            raise
+        what = error if isinstance(error, StorageError) else f"cannot write to {run_dir}: {cause_of(error)}"
+        raise StorageError(f"{what}; free space there, then go on: fedgh-train resume={run_dir}") from error
     finally:
         federation.executor.close()
         recorder.close(status, summary if status == "success" else None)

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from fedgh.core.errors import CheckpointError
+from fedgh.core.errors import CheckpointError, StorageError
 from fedgh.core.flat import FlatModel
 from fedgh.core.types import ServerState
 from fedgh.storage.client_store import ClientStore
-from fedgh.storage.durable import sync
+from fedgh.storage.durable import cause_of, sync
 from fedgh.storage.plain import NotPlainError, from_plain, to_plain
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Checkpoint:
         dataset: Fingerprint of the data set.
         partition: Hash of the partition.
         callbacks: What callbacks remember, by the name of their class; whatever it is, of tensors and plain values.
+        recorded: Second copies of what was recorded, by their last round; see :mod:`fedgh.storage.second_copy`.
     """
 
     server: ServerState
@@ -57,6 +58,7 @@ class Checkpoint:
     dataset: str
     partition: str
     callbacks: dict[str, Any] = field(default_factory=dict)
+    recorded: tuple[int, ...] = ()
 
 
 def layout_of(model: FlatModel) -> dict[str, list[int]]:
@@ -68,7 +70,8 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
     """Write ``round_<t>.ckpt`` so that a reader sees either all of it or nothing, and remove all but the newest.
 
     Raises:
-        CheckpointError: If the folder cannot be written to, or a callback remembers what could not be read back.
+        CheckpointError: If a callback, or the server's state, holds what could not be read back.
+        StorageError: If the folder cannot be written to.
     """
     path = folder / f"round_{checkpoint.server.round_index:06d}.ckpt"
     aside, clients = path.with_suffix(".tmp"), checkpoint.server.clients
@@ -76,6 +79,7 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
         "version": VERSION,
         "server": _server_content(checkpoint.server),
         "callbacks": _callbacks_content(checkpoint.callbacks),
+        "recorded": torch.tensor(checkpoint.recorded, dtype=torch.int32),
         **{k: getattr(checkpoint, k) for k in ("config", "wandb_id", "layout", "dataset", "partition")},
     }
     try:
@@ -88,12 +92,10 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
             os.fsync(file.fileno())
         aside.replace(path)
         sync(folder)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # PyTorch's archive writer hides the cause in a RuntimeError's context
         with suppress(OSError):
             aside.unlink()
-        raise CheckpointError(
-            f"cannot write checkpoint {path}: {error}; free space there or choose another folder with paths.log_dir=..."
-        ) from error
+        raise StorageError(f"cannot write checkpoint {path}: {cause_of(error)}") from error
     for old in sorted(folder.glob(PATTERN))[:-keep]:
         old.unlink()
     if isinstance(clients, ClientStore):
@@ -193,6 +195,7 @@ def load(path: Path) -> Checkpoint:
         server=replace(server, clients=clients),
         **{k: content[k] for k in ("config", "wandb_id", "layout", "dataset", "partition")},
         callbacks=content.get("callbacks", {}),  # of a run from before they remembered anything
+        recorded=tuple(content["recorded"].tolist() if "recorded" in content else ()),
     )
 
 

@@ -30,7 +30,7 @@ MEMORY_LIMIT = 64 << 20
 """Bytes: a checkpoint with that much inside is written in a few tenths of a second, and many small states are one file
 rather than thousands."""
 
-_NAME = re.compile(r"\d{6,}@\d{6,}-[0-9a-f]{8}\.safetensors(\.tmp)?")
+_NAME = re.compile(r"\d{6,}@\d{6,}-[0-9a-f]{8}\.safetensors|\..*\.safetensors\.tmp")
 
 
 class Version(NamedTuple):
@@ -170,7 +170,6 @@ class _Files:
         content = save(state)
         version = Version(round_index, zlib.crc32(content))
         name = _name(client_id, version)
-        self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / name, content)
         self._unsynced.add(name)
         return version

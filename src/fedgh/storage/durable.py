@@ -11,8 +11,22 @@ from pathlib import Path
 
 from fedgh.core.errors import StorageError
 
-_SERIOUS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What a sync may report that is about the data; everything else says that there are no syncs here."""
+_DISK = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+def is_about_the_disk(error: BaseException) -> bool:
+    """Tell whether an error says that the disk is full, read-only or broken."""
+    return isinstance(error, OSError) and error.errno in _DISK
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what the system said, such as ``No space left on device``, however deep it lies below an error."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__cause__ or found.__context__
+    return str(error).strip().partition("\n")[0]
 
 
 def sync(path: Path) -> None:
@@ -31,7 +45,7 @@ def sync(path: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        if error.errno in _SERIOUS:
+        if is_about_the_disk(error):  # everything else says that there are no syncs here
             raise
 
 
@@ -42,13 +56,14 @@ def sync_all(paths: Iterable[Path]) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Give a file new content, so that a reader finds the old or the new, never a part; not synced.
+    """Give a file, and a folder where there is none, new content; a reader finds the old or the new. Not synced.
 
     Raises:
         StorageError: If it cannot be written, for instance because the disk is full.
     """
-    aside = path.with_name(f"{path.name}.tmp")
+    aside = path.with_name(f".{path.name}.tmp")  # readers of a folder of tables leave dot files out
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content)
         aside.replace(path)
     except OSError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
+from fedgh.storage.durable import replace_file
 
 Columns = Mapping[str, Any]
 """Equally long columns by name: numpy arrays, tensors on the CPU, or lists."""
@@ -28,13 +29,15 @@ def write_rows(folder: Path, round_index: int, columns: Columns) -> None:
         folder: Of the table; made where it is missing.
         round_index: Rounds finished, from 1; becomes the first column, ``round``.
         columns: The others.
+
+    Raises:
+        StorageError: If the disk is full.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, round_index)
-    for name in os.listdir(folder):
+    for name in os.listdir(folder) if folder.is_dir() else ():
         if name.startswith("round_") and name > path.name:  # of equally many digits
             (folder / name).unlink(missing_ok=True)
     arrays = {
@@ -44,9 +47,7 @@ def write_rows(folder: Path, round_index: int, columns: Columns) -> None:
     buffer = pa.BufferOutputStream()
     table = pa.table({"round": rounds, **arrays})
     parquet.write_table(table, buffer, compression="zstd", use_dictionary=False, write_statistics=False)
-    aside = path.with_name(f".{path.name}")  # readers of the folder leave dot files out
-    aside.write_bytes(buffer.getvalue())
-    aside.replace(path)
+    replace_file(path, buffer.getvalue())
 
 
 def read_rounds(folder: Path) -> list[int]:

@@ -8,11 +8,14 @@ is whole.
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 _FILE_HEADER = 7
 _BLOCK = 32768
@@ -43,10 +46,16 @@ def contents(path: Path) -> Contents:
     Raises:
         ValueError: If it is no such file.
     """
+    found = Contents()
+    _read_into(found, path)
+    return found
+
+
+def _read_into(found: Contents, path: Path) -> None:
+    """Add what a file says, record by record, so that what precedes a damaged one is there when this raises."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2
 
-    found = Contents()
     for payload in _records(path.read_bytes()):
         record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
         try:
@@ -57,18 +66,11 @@ def contents(path: Path) -> Contents:
         if kind == "history":
             found.rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
         elif kind in ("run", "config"):
-            updates = record.run.config.update if kind == "run" else record.config.update
-            found.config |= {
-                i.key or i.nested_key[0]: json.loads(i.value_json) for i in updates if len(i.nested_key) < 2
-            }
+            found.config |= _updates(record.run.config if kind == "run" else record.config)
         elif kind == "summary":
-            items = record.summary.update
-            found.summary |= {
-                i.key or i.nested_key[0]: json.loads(i.value_json) for i in items if len(i.nested_key) < 2
-            }
+            found.summary |= _updates(record.summary)
         elif kind == "environment":
             found.environment |= _environment(record.environment)
-    return found
 
 
 def _updates(record: Any) -> dict[str, Any]:
@@ -100,9 +102,14 @@ def offline_files(run_dir: Path, run_id: str) -> list[Path]:
 
 
 def last_round(run_dir: Path, run_id: str) -> int:
-    """Return the last round in a run's offline files, or -1."""
-    rounds = [row["round"] for path in offline_files(run_dir, run_id) for row in history(path) if "round" in row]
-    return max(rounds, default=-1)
+    """Return the last round in a run's offline files, or -1; what follows a damaged record does not count."""
+    found = Contents()
+    for path in offline_files(run_dir, run_id):
+        try:
+            _read_into(found, path)
+        except (ValueError, IndexError, OSError) as error:  # a flipped byte in a record, or in the text in it
+            log.warning("%s is damaged (%s); the rounds that it has lost are logged again", path, error)
+    return max((row["round"] for row in found.rows if "round" in row), default=-1)
 
 
 def _records(data: bytes) -> Iterator[bytes]:

@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from fedgh.core.errors import DataError
 from fedgh.plot.picture import pixels
+from fedgh.storage import second_copy
 from fedgh.storage.csv_table import CsvTable
 from fedgh.storage.csv_table import read_csv as read_csv
+from fedgh.storage.durable import cause_of
+from fedgh.storage.tables import read_rounds, read_rows
 from fedgh.tracking import offline
 
 log = logging.getLogger(__name__)
@@ -46,10 +50,14 @@ class Recorder:
         run_dir: The run's directory.
         loggers: Lightning loggers.
         first_round: First round that is going to be recorded; later than 1 in a resumed run.
+        kept: Second copies of what was recorded before, as its checkpoint names them.
     """
 
-    def __init__(self, run_dir: Path, loggers: Sequence[Logger], first_round: int = 1) -> None:
-        self.table = CsvTable(run_dir / "metrics.csv", first_round)
+    def __init__(
+        self, run_dir: Path, loggers: Sequence[Logger], first_round: int = 1, kept: Sequence[int] = ()
+    ) -> None:
+        self.run_dir, self.kept = run_dir, tuple(kept)
+        self.table = CsvTable(run_dir / second_copy.METRICS, second_copy.restore(run_dir, first_round - 1, kept))
         self.loggers = list(loggers)
         self._wandb_from = first_round
         for logger in self.wandb_loggers:
@@ -60,7 +68,7 @@ class Recorder:
             self._wandb_from = max(self._wandb_from, sent + 1)
             for row in self.table.rows:  # what a killed process had handed to W&B, but W&B not yet written
                 if sent < row["round"] < first_round:
-                    run.log(_wandb_row(_restored(row, run_dir), {}), step=int(row["round"]))
+                    _send_to_wandb(run, _restored(row, run_dir), {})
 
     @property
     def wandb_loggers(self) -> list[WandbLogger]:
@@ -73,7 +81,12 @@ class Recorder:
         return next((str(logger.experiment.id) for logger in self.wandb_loggers), "")
 
     def record(self, row: Row) -> None:
-        """Write one round everywhere; a destination that fails is reported and the run goes on."""
+        """Write one round everywhere; a dashboard that fails is reported and the run goes on.
+
+        Raises:
+            StorageError: If the disk is full.
+        """
+        row.metrics = _numbers(row)
         self.table.append({"round": row.round, **row.metrics})
         pictures = self._draw(row)
         for logger in self.loggers:
@@ -81,6 +94,24 @@ class Recorder:
                 self._send(logger, row, pictures)
             except Exception as error:  # a dashboard that is out of reach must not cost the training
                 log.warning("%s did not take round %d: %s", type(logger).__name__, row.round, error)
+
+    def keep(self, finished: int) -> tuple[int, ...]:
+        """Make sure that nothing recorded so far can be lost; to be done before a checkpoint.
+
+        Args:
+            finished: Rounds that the checkpoint has; what was recorded of later ones is left out.
+
+        Returns:
+            What the checkpoint is to name.
+
+        Raises:
+            StorageError: If the disk is full.
+        """
+        first = self.kept[-1] + 1 if self.kept else 1
+        if first <= finished:
+            second_copy.keep(self.run_dir, first, finished, self.table.rows)
+            self.kept += (finished,)
+        return self.kept
 
     def _draw(self, row: Row) -> dict[str, NDArray[np.uint8]]:
         """Draw each figure of a round once for all loggers, if there is one that takes it."""
@@ -97,7 +128,7 @@ class Recorder:
     def _send(self, logger: Logger, row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         if isinstance(logger, WandbLogger):
             if row.round >= self._wandb_from:
-                logger.experiment.log(_wandb_row(row, pictures), step=row.round)
+                _send_to_wandb(logger.experiment, row, pictures)
             return
         logger.log_metrics(row.metrics, step=row.round)
         if isinstance(logger, TensorBoardLogger):
@@ -143,6 +174,10 @@ class Recorder:
                     _finish(logger.experiment, 0 if status == "success" else 1, summary or {})
             except Exception as error:  # as in record
                 log.warning("%s was not closed: %s", type(logger).__name__, error)
+        try:
+            second_copy.sync_tables(self.run_dir)
+        except OSError as error:
+            log.warning("the tables in %s may not be on the disk yet: %s", self.run_dir, cause_of(error))
 
 
 def _finish(run: Any, exit_code: int, summary: Mapping[str, float]) -> None:
@@ -163,26 +198,52 @@ def _finish(run: Any, exit_code: int, summary: Mapping[str, float]) -> None:
         log.warning("W&B has not taken all of this run; to be sent later: wandb sync %s", folder)
 
 
+def _numbers(row: Row) -> dict[str, float]:
+    """Return a round's metrics as floats; what is none is reported and left out."""
+    numbers = {}
+    for name, value in row.metrics.items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):  # the last from tensors of several values
+            log.warning("round %d: %s is not a number but a %s; left out", row.round, name, type(value).__name__)
+    return numbers
+
+
 def _restored(metrics: Mapping[str, float], run_dir: Path) -> Row:
     """Return a round's row as far as it is on disk: the line of the table, and the cosines of the observatory."""
     row = Row(int(metrics["round"]), {key: value for key, value in metrics.items() if key != "round"})
-    pairs = run_dir / "conflict" / "pairs" / f"round_{row.round:06d}.parquet"
-    if pairs.is_file():
-        import pandas as pd
-
-        for name, column in (("conflict/cosine", "cosine"), ("harmonization/cosine", "cosine_after")):
-            row.histograms[name] = pd.read_parquet(pairs)[column].dropna().to_numpy()
+    pairs = run_dir / "conflict" / "pairs"
+    if row.round in read_rounds(pairs):
+        columns = {"conflict/cosine": "cosine", "harmonization/cosine": "cosine_after"}
+        try:
+            table = read_rows(pairs, row.round, list(columns.values()))
+        except DataError as error:
+            log.warning("the cosines of round %d are not sent: %s", row.round, error)
+        else:
+            row.histograms = {name: table[column][~np.isnan(table[column])] for name, column in columns.items()}
     return row
 
 
-def _wandb_row(row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> dict[str, Any]:
+def _send_to_wandb(run: Any, row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+    """Log the numbers, then each picture, histogram and table by itself: one that fails costs nothing else."""
     import pandas as pd
     import wandb
 
-    histograms = {name: wandb.Histogram(np_histogram=_cosine_bins(values)) for name, values in row.histograms.items()}
-    figures = {name: _wandb_image(image) for name, image in pictures.items()}
-    tables = {name: wandb.Table(dataframe=pd.DataFrame(dict(columns))) for name, columns in row.tables.items()}
-    return {"round": row.round, **row.metrics, **histograms, **figures, **tables}
+    def histogram(values: np.ndarray[Any, Any]) -> Any:
+        return wandb.Histogram(np_histogram=_cosine_bins(values))
+
+    def table(columns: Mapping[str, Any]) -> Any:
+        return wandb.Table(dataframe=pd.DataFrame(dict(columns)))
+
+    run.log({"round": row.round, **row.metrics}, step=row.round)
+    kinds: tuple[tuple[Callable[[Any], Any], Mapping[str, Any]], ...]
+    kinds = ((histogram, row.histograms), (_wandb_image, pictures), (table, row.tables))
+    for make, contents in kinds:
+        for name, content in contents.items():
+            try:
+                run.log({name: make(content)}, step=row.round)  # W&B adds it to what it has of that step
+            except Exception as error:  # as in Recorder.record
+                log.warning("W&B did not take %s of round %d: %s", name, row.round, error)
 
 
 def _cosine_bins(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -89,7 +89,8 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
             server = outcome.server
             if schedule.due(schedule.checkpoint_every, server.round_index):
                 memory = {type(c).__name__: c.memory() for c in callbacks if isinstance(c, Remembering)}
-                now = replace(stamp, server=server, callbacks=memory)
+                recorded = recorder.keep(server.round_index)
+                now = replace(stamp, server=server, callbacks=memory, recorded=recorded)
                 checkpoints.save(now, run_dir / "checkpoints", cfg.checkpoint.keep)
             shown = {name: row.metrics[name] for name in SHOWN if name in row.metrics}
             log.info("round %d of %d: %s", server.round_index, schedule.num_rounds, shown)
