@@ -91,8 +91,10 @@ class OptunaSweeper(Sweeper):
 
     def run(self, study: Study, folder: Path, fixed: Sequence[str], numbers: Sequence[int]) -> list[JobReturn]:
         """Run trials that follow each other as jobs of the same numbers."""
+        from fedgh.federation import stopping
         from fedgh.sweep import search
 
+        stopping.check()
         trials = study.get_trials(deepcopy=False)
         batch = [[*fixed, *(f"{key}={value}" for key, value in trials[n].params.items())] for n in numbers]
         self.validate_batch_is_legal(batch)

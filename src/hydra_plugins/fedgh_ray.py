@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -61,7 +61,30 @@ class RayLauncher(Launcher):
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
             tasks.append(run.remote(parts, state, number, list(overrides)))
-        return [collect(task, number) for number, task in enumerate(tasks, start=initial_job_idx)]
+        return self.collect(dict(enumerate(tasks, start=initial_job_idx)), job_overrides)
+
+    def collect(self, tasks: dict[int, Any], job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+        """Wait for all jobs and return what they left; one whose worker died left nothing."""
+        from fedgh.federation import stopping
+        from fedgh.sweep.job import lost
+
+        ray = ray_cluster.load("hydra.launcher")
+        sweep = Path(str(self.parts[2].hydra.sweep.dir))
+        words = dict(zip(tasks, job_overrides, strict=True))
+        numbers, returns = {task: number for number, task in tasks.items()}, dict[int, JobReturn]()
+        while len(returns) < len(tasks):
+            stopping.check()
+            waiting = [task for number, task in tasks.items() if number not in returns]
+            for task in ray.wait(waiting, timeout=ray_cluster.PATIENCE)[0]:
+                number = numbers[task]
+                try:
+                    returns[number] = ray.get(task)
+                except ray.exceptions.RayError as error:
+                    returns[number] = lost(sweep, number, words[number], str(error).strip().splitlines()[0])
+                else:
+                    log.info("job %d has ended", number)
+            ray_cluster.check_head("the sweep")
+        return [returns[number] for number in tasks]
 
 
 def check_resources(resources: dict[str, float]) -> None:
@@ -95,17 +118,3 @@ def execute(
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
-
-
-def collect(task: Any, number: int) -> JobReturn:
-    """Wait for a job and return what it left; one whose worker died left nothing."""
-    ray = ray_cluster.load("hydra.launcher")
-    try:
-        result: JobReturn = ray.get(task)
-    except ray.exceptions.RayError as error:
-        log.error("job %d is lost: %s", number, str(error).strip().splitlines()[0])
-        result = JobReturn()
-        result.status, result.return_value = JobStatus.COMPLETED, None
-    else:
-        log.info("job %d has ended", number)
-    return result

@@ -2,8 +2,15 @@
 
 import csv
 import os
+import shlex
+import signal
 import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +104,90 @@ def test_the_defaults_of_every_launcher_are_what_it_takes(root_config):
         assert set(chosen) <= set(vars(getattr(import_module(module), conf)()))
     root_config("hydra/launcher=joblib")
     assert HydraConfig.get().launcher.n_jobs == max(torch.cuda.device_count(), 1, len(os.sched_getaffinity(0)) // 2)
+
+
+LONG = [word.replace("num_rounds=2", "num_rounds=150") for word in TINY]
+
+
+@contextmanager
+def leading(folder, *arguments):
+    """A leader in a process of its own; ends it, and its children, where the test has not."""
+    command = [sys.executable, "-m", "fedgh.cli.train", "-m", *LONG, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (
+        folder.with_suffix(".log").open("a+") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True) as leader,
+    ):
+        try:
+            yield leader
+        finally:
+            if leader.poll() is None:
+                leader.kill()
+
+
+def said(folder):
+    return folder.with_suffix(".log").read_text()
+
+
+def wait_for(condition, leader, seconds=240):
+    for _ in range(10 * seconds):
+        if condition():
+            return
+        assert leader.poll() is None
+        time.sleep(0.1)
+    raise AssertionError("it did not happen")
+
+
+def begun(folder, number, rounds=5):
+    metrics = folder / str(number) / "metrics.csv"
+    return metrics.is_file() and len(metrics.read_text().splitlines()) > rounds
+
+
+def workers(leader):
+    """Process ids of joblib's workers of a leader."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            if parent == leader.pid and b"--process-name" in (status.parent / "cmdline").read_bytes():
+                found.append(int(status.parent.name))
+    return sorted(found)
+
+
+on_linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+
+
+@on_linux
+@pytest.mark.slow
+def test_sigterm_ends_the_processes_of_joblib_and_the_sweep_can_go_on(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    folder = tmp_path / "sweep"
+    with leading(
+        folder, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3", f"hydra.sweep.dir={folder}"
+    ) as leader:
+        wait_for(lambda: begun(folder, 0) and begun(folder, 1), leader)
+        processes = workers(leader)
+        assert len(processes) == 2
+        leader.terminate()
+        assert leader.wait(60) == 128 + signal.SIGTERM
+    assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+    assert "2 unfinished, 1 not begun" in said(folder)
+    (again,) = [line.partition("fedgh-train ")[2] for line in said(folder).splitlines() if line.startswith("go on")]
+    with leading(folder, *[word for word in shlex.split(again) if word not in ("-m", *LONG)]) as leader:
+        assert leader.wait(240) == 0
+    assert "\n3 finished\n" in said(folder)
+
+
+@on_linux
+@pytest.mark.slow
+def test_a_process_of_joblib_that_is_killed_costs_no_job(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    folder = tmp_path / "sweep"
+    with leading(
+        folder, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3", f"hydra.sweep.dir={folder}"
+    ) as leader:
+        wait_for(lambda: begun(folder, 0) and begun(folder, 1), leader)
+        os.kill(workers(leader)[0], signal.SIGKILL)
+        assert leader.wait(240) == 0
+    assert "\n3 finished\n" in said(folder), said(folder)
+    assert "a process was killed, and the others with it" in said(folder)

@@ -2,10 +2,15 @@
 
 import csv
 import json
+import re
+import shlex
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,3 +85,87 @@ def test_a_preempted_job_goes_on_where_it_was(cli, tmp_path, parameters, said):
         rounds = [line.split(",")[0] for line in (sweep / number / "metrics.csv").read_text().splitlines()[1:]]
         assert len(rounds) == len(set(rounds)) == 150, "no round twice, none left out"
     assert json.loads((sweep / "0" / "summary.json").read_text())["rounds"] == 150
+
+
+@contextmanager
+def leading(environment, folder, *arguments):
+    """A leader whose jobs are SLURM's; yields its process and what it has said."""
+    command = [sys.executable, "-m", "fedgh.cli.train", "-m", *TINY, *ON_SLURM, *arguments]
+    log = folder.with_suffix(".log")
+    with (
+        log.open("a") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, env={**environment, "OMP_NUM_THREADS": "1"}) as process,
+    ):
+        try:
+            yield SimpleNamespace(process=process, said=log.read_text)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def until(condition, leader):
+    for _ in range(10 * PATIENCE):
+        if condition():
+            return
+        assert leader.process.poll() is None, leader.said()
+        time.sleep(0.1)
+    pytest.fail(f"it did not happen within {PATIENCE} s: {leader.said()}")
+
+
+def test_jobs_cancelled_from_outside_leave_the_others_and_the_wait_ends(tmp_path):
+    """One is running, one still waits for the only core; SLURM keeps no accounts here, so ``sacct`` knows nothing."""
+    sweep = tmp_path / "sweep"
+    with slurm(tmp_path / "slurm") as environment:
+        call = partial(subprocess.run, env=environment, check=True, capture_output=True, text=True)
+        with leading(environment, sweep, "seed=1,2,3", f"hydra.sweep.dir={sweep}") as leader:
+            until(lambda: num_rounds(sweep / "0") > 5, leader)
+            call(["scancel", "1_0"])
+            call(["scancel", "1_2"])
+            assert leader.process.wait(PATIENCE) == 1
+    assert "\n2 stopped, 1 finished\n" in leader.said(), leader.said()
+    assert re.search(r"\njob 2 stopped: (CANCELLED|no longer known) in SLURM, as 1_2\n", leader.said()), leader.said()
+    assert "Traceback" not in leader.said()
+
+
+def test_ctrl_c_on_the_leader_leaves_the_jobs_to_slurm_and_going_on_waits_for_them(tmp_path):
+    sweep = tmp_path / "sweep"
+    with slurm(tmp_path / "slurm") as environment:
+        with leading(environment, sweep, "num_rounds=2000", f"hydra.sweep.dir={sweep}") as leader:
+            until(lambda: num_rounds(sweep / "0") > 5, leader)
+            leader.process.send_signal(signal.SIGINT)
+            assert leader.process.wait(PATIENCE) == 130
+        text = leader.said()
+        assert "\n1 running, 1 waiting\n" in text, text
+        assert (
+            "in SLURM        job 0 run on, job 1 wait there, whatever becomes of this process; stop: scancel 1\n"
+            in text
+        )
+        (again,) = [line.partition("fedgh-train ")[2] for line in text.splitlines() if line.startswith("go on")]
+        rest = [word for word in shlex.split(again) if word not in ("-m", *TINY, *ON_SLURM)]
+        assert [word.partition("=")[0] for word in rest] == ["num_rounds", "sweep.resume"]
+        with leading(environment, sweep, *rest) as leader:
+            assert leader.process.wait(PATIENCE) == 0, leader.said()
+        submitted = subprocess.run(
+            ["squeue", "--array", "--states=all", "--noheader", "--format=%i"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    assert sorted(submitted) == ["1_0", "1_1"], "a job was submitted twice"
+    assert "is in SLURM already, as 1_0 (RUNNING): waiting for it" in leader.said()
+    assert leader.said().endswith(f"\n2 finished\nwritten to      {sweep}\ntables, curves  fedgh-report runs={sweep}\n")
+
+
+def test_what_slurm_refuses_is_one_line(tmp_path):
+    """As the README has it, on a node without a GPU; and a partition that there is not."""
+    sweep = tmp_path / "sweep"
+    with slurm(tmp_path / "slurm") as environment:
+        with leading(environment, sweep, "hydra.launcher.gpus_per_node=1", f"hydra.sweep.dir={sweep}1") as leader:
+            assert leader.process.wait(PATIENCE) == 2, leader.said()
+        with leading(environment, sweep, "hydra.launcher.partition=none", f"hydra.sweep.dir={sweep}2") as leader:
+            assert leader.process.wait(PATIENCE) == 2, leader.said()
+    assert "error: SLURM refused the jobs: " in leader.said()
+    assert "on a cluster without GPUs type hydra.launcher.gpus_per_node=null" in leader.said()
+    assert "sinfo lists the partitions; type hydra.launcher.partition=<name>" in leader.said()
+    assert "Traceback" not in leader.said()

@@ -83,8 +83,14 @@ class RayExecutor(Executor):
             ("max_attempts", max_attempts),
             ("object_store_mib", object_store_mib),
         ):
-            if count is not None and (not isinstance(count, int) or count < 1):
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
                 raise ConfigurationError(f"executor.{name} must be a positive integer, got {count!r}")
+        if object_store_mib is not None and object_store_mib < ray_cluster.LEAST_STORE_MIB:
+            raise ConfigurationError(
+                f"executor.object_store_mib must be {ray_cluster.LEAST_STORE_MIB} or more, which is Ray's least, got "
+                f"{object_store_mib}; leave it out for Ray's own choice"
+            )
+        ray_cluster.check_address(address, "executor.address")
         if not isinstance(cpus_per_worker, int | float) or not cpus_per_worker > 0:
             raise ConfigurationError(f"executor.cpus_per_worker must be positive, got {cpus_per_worker!r}; try 1")
         if gpus_per_worker is not None and (not isinstance(gpus_per_worker, int | float) or not gpus_per_worker >= 0):
@@ -201,7 +207,11 @@ class RayExecutor(Executor):
 
     def _wait(self, tasks: list[Any]) -> list[Any]:
         """Return the tasks that have ended, after a while perhaps none."""
-        ended: list[Any] = self._ray.wait(tasks, timeout=PATIENCE)[0]
+        deadline, ended = time.monotonic() + PATIENCE, list[Any]()
+        while not ended and time.monotonic() < deadline:
+            ended = self._ray.wait(tasks, timeout=ray_cluster.PATIENCE)[0]
+            if not ended:
+                ray_cluster.check_head("the run")
         if not ended and not any(slot.rows for slot in self._slots):
             log.warning(
                 "no worker of Ray has been placed yet: %s each; Ray has %s", self._describe(), ray_cluster.size()

@@ -10,16 +10,24 @@ import os
 import signal
 import socket
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from tempfile import TemporaryFile
 from typing import Any
 
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import ConfigurationError, TrainingError
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds that a cluster has to answer."""
+LEAST_STORE_MIB = 75
+"""Shared memory without which Ray does not start."""
+HEAD_PATIENCE = 25.0
+"""Seconds of silence after which a head counts as gone; Ray itself ends the process after 60."""
 
 
 def load(setting: str) -> Any:
@@ -52,17 +60,28 @@ def start(address: str | None, setting: str, **local: Any) -> bool:
     Raises:
         ConfigurationError: If Ray is not installed or the cluster does not answer.
     """
+    check_address(address, setting)
     ray = load(setting.rpartition(".")[0])
     if ray.is_initialized():
         return False
+    local = {} if address else {"include_dashboard": False, **local}
+    said = ""
     try:
-        if address not in (None, "auto", "local"):
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), timeout=PATIENCE).close()  # Ray itself tries for ten minutes
-        local = {} if address else {"include_dashboard": False, **local}
-        with _same_handler(signal.SIGTERM):
-            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        with _same_handler(signal.SIGTERM), _stderr() as told:
+            if address not in (None, "auto", "local"):
+                host, port = host_and_port(address)
+                socket.create_connection((host, port), timeout=PATIENCE).close()  # Ray itself tries for ten minutes
+            try:
+                ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+            finally:
+                said = told()
+    except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        if "AuthToken" in said or isinstance(error, getattr(ray.exceptions, "AuthenticationError", ())):
+            raise ConfigurationError(
+                f"Ray at {address or 'this machine'} answers, but asks for a token that this process lacks, as heads "
+                f"do since Ray 2.60; type RAY_AUTH_MODE=token before this command as before `ray start` on every node, "
+                "with one token on all of them in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+            ) from error
         raise ConfigurationError(
             f"Ray at {address or 'this machine'} does not answer: {str(error).strip().splitlines()[0]}; check "
             f"{setting}=<host:port>, or leave it out to start Ray here"
@@ -70,13 +89,103 @@ def start(address: str | None, setting: str, **local: Any) -> bool:
     return True
 
 
+def check_address(address: str | None, setting: str) -> None:
+    """Refuse what cannot be the address of a cluster.
+
+    Raises:
+        ConfigurationError: With what is expected.
+    """
+    if address in (None, "auto", "local"):
+        return
+    try:
+        if not isinstance(address, str):
+            raise ValueError
+        host_and_port(address)
+    except ValueError:
+        raise ConfigurationError(
+            f"{setting} must be <host:port>, such as 127.0.0.1:6379, auto for the cluster of this machine, or null to "
+            f"start Ray here; got {address!r}"
+        ) from None
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Take an address apart, also one with ``ray://`` before it.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    good = bare and not set(bare) & set("/ \t\n@[]") and (bare == host or ":" in bare)
+    if (
+        not good
+        or (":" in bare and bare == host)
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 < int(port) < 65536
+    ):
+        raise ValueError(address)
+    return bare, int(port)
+
+
+def check_head(doing: str) -> None:
+    """Notice that the cluster's head is gone, before Ray ends this process without a word, a minute after.
+
+    Args:
+        doing: What cannot go on, for the message.
+
+    Raises:
+        TrainingError: If it has not answered for a while.
+    """
+    global _silent_since
+    head = load("executor=ray").get_runtime_context().gcs_address
+    try:
+        socket.create_connection(host_and_port(head), timeout=PATIENCE).close()
+        _silent_since = None
+        return
+    except OSError as error:
+        now = time.monotonic()
+        _silent_since = _silent_since or now
+        if now - _silent_since < HEAD_PATIENCE:
+            log.warning("the head of Ray at %s does not answer (%s)", head, error)
+            return
+        _silent_since = None
+        raise TrainingError(
+            f"the head of Ray at {head} does not answer any more ({error}), so {doing} cannot go on; what is finished "
+            "is kept: start the head again, then go on"
+        ) from error
+
+
+_silent_since: float | None = None
+
+
+@contextmanager
+def _stderr() -> Iterator[Callable[[], str]]:
+    """Hold back what Ray's native code writes to standard error; yields what gives it."""
+    with TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+
+        def told() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield told
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 @contextmanager
 def _same_handler(number: int) -> Iterator[None]:
     """Keep a signal's handler: Ray puts its own in place of it."""
     before = signal.getsignal(number)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(number, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, before)
 
 
 class Session:

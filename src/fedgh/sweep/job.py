@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf
 
 from fedgh import config
 from fedgh.core.errors import ConfigurationError, FedGHError, InUseError
 from fedgh.federation import stopping
 from fedgh.storage.claim import claim
-from fedgh.storage.jobs import JOBS, closing, write_job
+from fedgh.storage.jobs import JOBS, closing, read_jobs, write_job
 from fedgh.sweep.state import state_of
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,23 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
         log.info("job %d is finished already", number)
     (folder / "error.txt").unlink(missing_ok=True)
     note(status)
+    return result
+
+
+def lost(sweep: Path, number: int, overrides: Sequence[str], why: str) -> JobReturn:
+    """Record for a launcher that a job is over and has left nothing, as one that can go on; return its result, none."""
+    record = {job.number: job for job in read_jobs(sweep)}.get(number)
+    if record is None or record.status == "running":
+        words = [word for word in filter_overrides(list(overrides)) if not word.startswith("sweep.")]
+        write_job(sweep, number, words, record.directory if record else sweep / str(number), "stopped", why)
+    log.error("job %d is lost: %s", number, why)
+    return no_result()
+
+
+def no_result() -> JobReturn:
+    """Return what stands for the result of a job that has none, as one that failed has none."""
+    result = JobReturn()
+    result.status, result.return_value = JobStatus.COMPLETED, None
     return result
 
 

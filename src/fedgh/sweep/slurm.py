@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fedgh.storage.jobs import JOBS
+from fedgh.storage.jobs import JOBS, read_jobs
 
 _IDS = "slurm.json"
 OVER = (
@@ -55,9 +55,15 @@ def states(ids: Iterable[str]) -> dict[str, str] | None:
 
 
 def alive(sweep: Path) -> dict[int, tuple[str, str]]:
-    """Return id and state of the jobs of a sweep that SLURM runs or holds in its queue, by their numbers."""
+    """Return id and state of the jobs of a sweep that SLURM runs or holds in its queue, by their numbers.
+
+    Where SLURM does not answer these are all that have not ended by what they recorded, in state ``UNKNOWN``.
+    """
     ids = remembered(sweep)
-    found = states(ids.values()) or {}
+    found = states(ids.values())
+    if found is None:
+        ended = {job.number for job in read_jobs(sweep) if job.status in ("finished", "pruned", "failed")}
+        return {number: (job_id, "UNKNOWN") for number, job_id in ids.items() if number not in ended}
     known = {number: (job_id, found[job_id]) for number, job_id in ids.items() if job_id in found}
     return {number: (job_id, state) for number, (job_id, state) in known.items() if state not in OVER}
 

@@ -1,0 +1,132 @@
+"""What is said where Ray cannot be reached, without a cluster."""
+
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from fedgh.core.errors import ConfigurationError, TrainingError
+from fedgh.executor import ray_cluster
+
+
+@pytest.mark.parametrize("address", [None, "auto", "local", "127.0.0.1:6379", "head:1", "ray://head:10001", "[::1]:80"])
+def test_addresses(address):
+    ray_cluster.check_address(address, "executor.address")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "127.0.0.1",
+            "ray://",
+            "ray://head",
+            "head:",
+            ":6379",
+            "head:0",
+            "head:65536",
+            "head:x",
+            "::1:80",
+            "",
+            "a b:1",
+        ),
+        *(6379, "http://head:80", "head:-1", "[head]:80", "head:6379/", "head:٣"),
+    ],
+)
+def test_what_is_no_address_is_refused_at_once(address):
+    with pytest.raises(ConfigurationError) as error:
+        ray_cluster.check_address(address, "hydra.launcher.address")
+    expected = (
+        "hydra.launcher.address must be <host:port>, such as 127.0.0.1:6379, auto for the cluster of this machine"
+    )
+    assert str(error.value).startswith(expected)
+    assert str(error.value).endswith(f"got {address!r}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("executor.address=127.0.0.1", "executor.address must be <host:port>"),
+        ("executor.object_store_mib=1", "executor.object_store_mib must be 75 or more, which is Ray's least, got 1"),
+    ],
+)
+def test_refused_before_ray_is_asked(cli, monkeypatch, setting, message):
+    monkeypatch.setattr(ray_cluster, "load", lambda setting: pytest.fail("Ray was wanted"))
+    answer = cli("executor=ray", setting, "logger=csv", "callback=none", "trainer=cpu")
+    assert answer.code == 2
+    assert f"error: {message}" in answer.err
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Ray as a head on a port that listens, whose answer to ``init`` is an action."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        ray = SimpleNamespace(
+            is_initialized=lambda: False,
+            exceptions=SimpleNamespace(RayError=KeyError, AuthenticationError=PermissionError),
+            get_runtime_context=lambda: SimpleNamespace(gcs_address=address),
+        )
+        monkeypatch.setattr(ray_cluster, "load", lambda setting: ray)
+        yield ray, address, server
+
+
+NATIVE = (
+    b"gcs_client.cc:210: Unauthenticated: RPC error: InvalidAuthToken: Authentication token is missing or incorrect"
+)
+
+
+@pytest.mark.parametrize("says", [NATIVE, None], ids=["a head that refuses", "no token here"])
+def test_a_head_that_asks_for_a_token_is_named_with_the_remedy(fake, capfd, says):
+    ray, address, _ = fake
+
+    def init(**settings):
+        if says is None:
+            raise PermissionError("RAY_AUTH_TOKEN_PATH is set but file cannot be opened")
+        os.write(2, says)
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+
+    ray.init = init
+    with pytest.raises(ConfigurationError) as error:
+        ray_cluster.start(address, "executor.address")
+    assert str(error.value).startswith(f"Ray at {address} answers, but asks for a token that this process lacks")
+    assert "type RAY_AUTH_MODE=token before this command as before `ray start` on every node" in str(error.value)
+    assert "InvalidAuthToken" not in capfd.readouterr().err, "one line is enough"
+
+
+def test_another_failure_of_ray_is_not_called_a_token(fake):
+    ray, address, _ = fake
+
+    def init(**settings):
+        raise RuntimeError("version mismatch\nof all kinds")
+
+    ray.init = init
+    with pytest.raises(ConfigurationError, match=rf"Ray at {address} does not answer: version mismatch; check exec"):
+        ray_cluster.start(address, "executor.address")
+
+
+def test_a_head_that_is_gone_is_noticed_after_a_while(fake, monkeypatch, caplog):
+    _ray, address, server = fake
+    ray_cluster.check_head("the run")
+    server.close()
+    now = iter([100.0, 110.0, 100.0 + ray_cluster.HEAD_PATIENCE])
+    monkeypatch.setattr(ray_cluster, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    for _ in range(2):
+        ray_cluster.check_head("the run")
+    assert caplog.text.count(f"the head of Ray at {address} does not answer") == 2
+    with pytest.raises(
+        TrainingError, match=rf"the head of Ray at {address} does not answer any more .*, so the run can"
+    ):
+        ray_cluster.check_head("the run")
+
+
+def test_the_documents_name_the_token():
+    """In the yaml of the executor and of the launcher, and in the README."""
+    from pathlib import Path
+
+    from fedgh import config
+
+    configs = Path(config.CONFIG_DIR)
+    for path in ("executor/ray.yaml", "hydra/launcher/ray.yaml", "../README.md"):
+        assert "RAY_AUTH_MODE=token" in (configs / path).read_text()
