@@ -84,5 +84,6 @@ def test_public_names(make):
             "client/test/acc_mean": 0.625,
             "client/test/acc_std": 0.375,
             "client/test/acc_worst10": 0.25,
+            "client/test/acc_worst": 0.25,
         }
     )

@@ -34,7 +34,7 @@ def test_client_accuracy_equals_sampling_a_test_set_like_the_clients_own():
 def test_spread_by_hand():
     values = torch.tensor([0.4, 0.2, 0.9, NAN], dtype=torch.float64)
     assert spread(values, "x") == pytest.approx(
-        {"x_mean": 0.5, "x_std": math.sqrt((0.01 + 0.09 + 0.16) / 3), "x_worst10": 0.2}
+        {"x_mean": 0.5, "x_std": math.sqrt((0.01 + 0.09 + 0.16) / 3), "x_worst10": 0.2, "x_worst": 0.2}
     )
 
 

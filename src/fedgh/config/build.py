@@ -205,7 +205,9 @@ def build_schedule(cfg: DictConfig) -> Schedule:
     """Return when things happen."""
     from fedgh.federation.loop import Schedule  # here, as in build_federation
 
-    return Schedule(cfg.num_rounds, cfg.evaluation.every, cfg.evaluation.batch_size, cfg.checkpoint.every)
+    # runs stored before there were personal models have neither key
+    personal = cfg.evaluation.get("personal_every", 1), cfg.evaluation.get("personal_clients")
+    return Schedule(cfg.num_rounds, cfg.evaluation.every, cfg.evaluation.batch_size, cfg.checkpoint.every, *personal)
 
 
 def build_callbacks(cfg: DictConfig) -> list[Any]:

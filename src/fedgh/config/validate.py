@@ -25,6 +25,13 @@ def validate(cfg: DictConfig) -> None:
     """
     for path, node in _targets(cfg, ""):
         _check_signature(path, node)
+    every = cfg.evaluation.get("personal_every", 1)  # runs stored before there were personal models have neither key
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ConfigurationError(f"evaluation.personal_every must be a positive integer, got {every!r}")
+    if cfg.evaluation.get("personal_clients") is not None:  # null: all of them
+        limit = cfg.evaluation.personal_clients
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"evaluation.personal_clients must be null or a positive integer, got {limit!r}")
     for key in ("num_rounds", "evaluation.every", "evaluation.batch_size", "checkpoint.every", "checkpoint.keep"):
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -64,6 +64,12 @@ class Cells:
         cells, mine = self.cell_scores(scores), slice(client_id, client_id + 1)
         return float(cells[mine] if self.counts is None else client_accuracy(cells, self.counts[mine]))
 
+    def rows_of(self, client_id: int) -> Tensor:
+        """Return which test examples speak for a client, ``(examples,)`` bool."""
+        if self.counts is None:
+            return self.of_test == client_id
+        return (self.of_test >= 0) & (self.counts[client_id] > 0)[self.of_test.clamp_min(0)]
+
     def cell_scores(self, scores: Tensor) -> Tensor:
         """Return the mean score on each cell's test examples, ``(cells,)`` float64; NaN where there are none."""
         known = self.of_test >= 0

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fedgh.core.types import ServerState
 from fedgh.federation.evaluation import cells_of, evaluate
+from fedgh.federation.personal import personal_metrics
 from fedgh.federation.round import Federation, Round, run_round
 from fedgh.federation.stopping import StopRequest
 from fedgh.metric.conflict import (
@@ -81,12 +82,16 @@ class Schedule:
         evaluate_every: Rounds between two evaluations; the last round is always evaluated.
         evaluate_batch_size: Test images per forward pass.
         checkpoint_every: Rounds between two checkpoints; the last round and an interrupted run are always saved.
+        personal_every: Rounds between two evaluations of personal models, of the algorithms that have some.
+        personal_clients: How many clients' personal models are evaluated at most; None for all.
     """
 
     num_rounds: int
     evaluate_every: int
     evaluate_batch_size: int
     checkpoint_every: int
+    personal_every: int = 1
+    personal_clients: int | None = None
 
     def due(self, every: int, finished: int) -> bool:
         """Tell whether something done ``every`` so many rounds is due after ``finished`` rounds."""
@@ -159,12 +164,27 @@ def describe(federation: Federation, outcome: Round, schedule: Schedule) -> Row:
                 row.metrics |= harmonization_metrics(gram, outcome.weights, aggregate.coefficients, aggregate.mixing)
     if schedule.due(schedule.evaluate_every, row.round):
         started = perf_counter()
-        evaluation = evaluate(
-            federation.model, outcome.server, federation.dataset, schedule.evaluate_batch_size, federation.metrics
-        )
-        row.metrics |= evaluation.metrics(cells_of(federation.dataset, federation.partition))
+        row.metrics |= evaluated(federation, outcome.server, schedule)
         row.metrics["time/evaluate_seconds"] = perf_counter() - started
     return row
+
+
+def evaluated(federation: Federation, server: ServerState, schedule: Schedule) -> dict[str, float]:
+    """Return what the models after a round are worth: the global one, each client's share in it, personal ones.
+
+    With several global models every one of them has its numbers, and ``global/test/<score>`` is the mean over clients
+    of the model that each would use.
+    """
+    cells, batch_size = cells_of(federation.dataset, federation.partition), schedule.evaluate_batch_size
+    parts = federation.dataset, batch_size, federation.metrics
+    evaluations = [evaluate(federation.model, model, *parts) for model in server.models]
+    score, metrics = evaluations[0].main, evaluations[0].metrics(cells)
+    if schedule.due(schedule.personal_every, server.round_index):
+        metrics |= personal_metrics(federation, server, cells, batch_size, schedule.personal_clients, score)
+    if server.siblings:
+        metrics |= {f"model/{j}/test/{score}": one.value for j, one in enumerate(evaluations)}
+        metrics[f"global/test/{score}"] = metrics.get(f"personal/test/{score}_mean", evaluations[0].value)
+    return metrics
 
 
 def _progress(total: int, initial: int) -> Any:

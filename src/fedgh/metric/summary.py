@@ -29,11 +29,11 @@ def client_accuracy(class_accuracy: Tensor, class_counts: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, name: str) -> dict[str, float]:
-    """Return mean, standard deviation (population) and mean of the worst tenth of per-client values.
+    """Return mean, standard deviation (population) and mean of the worst tenth and the worst of per-client values.
 
     Args:
         values: ``(clients,)``; NaN entries are left out.
-        name: Metric name; the keys are ``{name}_mean``, ``{name}_std`` and ``{name}_worst10``.
+        name: Metric name; the keys are ``{name}_mean``, ``{name}_std``, ``{name}_worst10`` and ``{name}_worst``.
     """
     defined = values[~values.isnan()]
     if len(defined) == 0:
@@ -43,11 +43,14 @@ def spread(values: Tensor, name: str) -> dict[str, float]:
         f"{name}_mean": float(defined.mean()),
         f"{name}_std": float(defined.std(correction=0)),
         f"{name}_worst10": float(worst.mean()),
+        f"{name}_worst": float(worst[0]),
     }
 
 
 def closing_numbers(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return what a run is summed up by: accuracy of the last round and of the last ten evaluated, conflict ratio.
+
+    ``final/personal_acc`` is the mean over clients of their personal models; bytes are those of all rounds together.
 
     Args:
         rows: The recorded metrics of its rounds; those that were not evaluated have no accuracy.
@@ -58,6 +61,12 @@ def closing_numbers(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if accuracy:
         last = accuracy[-10:]
         numbers |= {"final/acc": accuracy[-1], "last10/acc_best": max(last), "last10/acc_mean": sum(last) / len(last)}
+    personal = [row["personal/test/acc_mean"] for row in rows if "personal/test/acc_mean" in row]
+    if personal:
+        numbers["final/personal_acc"] = personal[-1]
+    for way in ("bytes_down", "bytes_up"):
+        if any(f"federation/{way}" in row for row in rows):
+            numbers[f"total/{way}"] = sum(row.get(f"federation/{way}", 0.0) for row in rows)
     if conflict:
         numbers |= {"final/conflict_ratio": conflict[-1], "mean/conflict_ratio": sum(conflict) / len(conflict)}
     return numbers
