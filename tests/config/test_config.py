@@ -9,7 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 from fedgh import config
-from fedgh.config import entry
+from fedgh.config.compose import _run_dir
+from fedgh.config.typed import known_keys
 from fedgh.core.errors import ConfigurationError, PartitionError
 
 RUN = ("logger=csv", "callback=none", "trainer=cpu")
@@ -216,7 +217,7 @@ def test_a_disabled_wandb_is_no_logger(composed, tmp_path):
 def test_suggestions(root_config):
     assert config.did_you_mean("algoritm", ["algorithm", "aggregator"]) == " (did you mean algorithm?)"
     assert config.did_you_mean("xyz", ["algorithm"]) == ""
-    known = entry.known_keys("train")
+    known = known_keys("train")
     assert {"num_rounds", "algorithm.local_epochs", "partition.num_clients", "paths.log_dir"} <= set(known)
 
 
@@ -232,8 +233,8 @@ def test_the_config_tree_is_found():
 
 
 def test_two_runs_never_share_a_directory(tmp_path):
-    first, second = (config._run_dir(None, "logs", "train") for _ in range(2))
+    first, second = (_run_dir(None, "logs", "train") for _ in range(2))
     assert first != second
     assert re.fullmatch(r"logs/train/runs/[\d_-]{26,}", first)
-    assert config._run_dir(str(tmp_path), "logs", "train") == str(tmp_path)
-    assert config._run_dir(str(tmp_path / "typo"), "logs", "train") not in (first, second, str(tmp_path / "typo"))
+    assert _run_dir(str(tmp_path), "logs", "train") == str(tmp_path)
+    assert _run_dir(str(tmp_path / "typo"), "logs", "train") not in (first, second, str(tmp_path / "typo"))

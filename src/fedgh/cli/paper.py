@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh import config
-from fedgh.config import entry
 from fedgh.config.rules import aggregator_names
+from fedgh.config.typed import known_keys
 from fedgh.core.errors import ConfigurationError, DataError, FedGHError
 from fedgh.paper import matrix
 from fedgh.paper.matrix import Cell
@@ -201,7 +201,7 @@ def composed(cell: Cell, request: Request) -> dict[str, Any]:
         return _composed(tuple(word for word in cell.overrides if not word.startswith("seed=")), tuple(request.extra))
     except (HydraException, OmegaConfBaseException, ConfigurationError) as error:
         misspelt = re.search(r"Could not override '([\w./@]+)'", str(error))
-        hint = config.did_you_mean(misspelt.group(1), [*SELECTING, *entry.known_keys("train")]) if misspelt else ""
+        hint = config.did_you_mean(misspelt.group(1), [*SELECTING, *known_keys("train")]) if misspelt else ""
         text = f"there is no key {misspelt.group(1)}{hint}" if misspelt else str(error)
         raise ConfigurationError(f"cell {request.preset}/{cell.name} cannot be composed: {text}") from error
 

@@ -6,8 +6,11 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,12 +49,39 @@ def build(node: Any, **parts: Any) -> Any:
             cause = cause.__cause__
         if cause is not None:
             raise cause from None
-        raise ConfigurationError(f"{node.get('_target_')} cannot be built: {error}") from error
+        raise ConfigurationError(_refused(node, error.__cause__ or error)) from error
+
+
+@contextmanager
+def refusing(node: Any) -> Iterator[None]:
+    """Turn what a part raises while it is put together into one line.
+
+    Raises:
+        ConfigurationError: With the error's text and the line of code that raised it.
+    """
+    try:
+        yield
+    except FedGHError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(_refused(node, error)) from error
+
+
+def _refused(node: Any, error: BaseException) -> str:
+    """Return in one line why a part was not built, and where its code refused."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" ({Path(place.tb_frame.f_code.co_filename).name}, line {place.tb_lineno})" if place else ""
+    target = node.get("_target_") if isinstance(node, DictConfig | dict) else node
+    return f"{target} cannot be built: {type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def quieten() -> None:
     """Silence what Lightning repeats at every fit; what matters is said by the federation once."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    if not os.environ.get("HOME"):  # a service's, a container's; W&B would complain, line by line
+        os.environ["HOME"] = os.path.expanduser("~") if os.path.isabs(os.path.expanduser("~")) else gettempdir()
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -67,6 +97,7 @@ def build_federation(cfg: DictConfig) -> Federation:
     Raises:
         FedGHError: Whatever a part has to say against its values, the data or their combination.
     """
+    from fedgh.federation.check import check_single_examples
     from fedgh.federation.round import Federation  # here: Lightning, which reports and messages do without
 
     quieten()
@@ -81,10 +112,14 @@ def build_federation(cfg: DictConfig) -> Federation:
     dataset = dataset.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(cfg.seed, "init"))
-        module = build_model(build(cfg.model), dataset)
-    # runs stored before the setting existed go on without it
-    model = FlatModel(module, device, MEMORY_FORMATS[cfg.get("memory_format", "contiguous")])
-    outputs = try_model(model, dataset, cfg.model["_target_"])
+        with refusing(cfg.model):
+            module = build_model(build(cfg.model), dataset)
+    with refusing(cfg.model):
+        # runs stored before the setting existed go on without it
+        model = FlatModel(module, device, MEMORY_FORMATS[cfg.get("memory_format", "contiguous")])
+        outputs = try_model(model, dataset, cfg.model["_target_"])
+        sizes = [len(indices) for indices in partition.client_indices]
+        check_single_examples(model, dataset, sizes, algorithm.batch_size)
     executor = build(cfg.executor)(
         trainer=trainer,
         model=model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -13,12 +14,13 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.machine import usable_cores
 
+INFINITIES = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 _PACKAGED = Path(__file__).parents[1] / "configs"
 CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "configs")
 """The config tree: inside an installed package, else beside ``src`` in a checkout."""
@@ -87,7 +89,22 @@ def resolve(cfg: DictConfig) -> DictConfig:
     if missing:
         keys = ", ".join(sorted(missing))
         raise ConfigurationError(f"these keys need a value: {keys}; type for instance {sorted(missing)[0]}=...")
+    _normalize(cfg)
+    for key in ("tags", "logger.wandb.tags"):
+        if isinstance(tags := OmegaConf.select(cfg, key), str | int | float):
+            OmegaConf.update(cfg, key, [tags])
     return cfg
+
+
+def _normalize(node: Any) -> None:
+    """Read ``.inf`` and ``.nan`` as YAML does, which the grammar of the command line takes for text."""
+    keys = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        value = node[key]
+        if isinstance(value, DictConfig | ListConfig):
+            _normalize(value)
+        elif isinstance(value, str) and value.lower() in INFINITIES:
+            node[key] = INFINITIES[value.lower()]
 
 
 def parse(text: str) -> DictConfig:

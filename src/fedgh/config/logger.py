@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedgh.config.build import build
-from fedgh.config.validate import WANDB_MODES
+from fedgh.config.wandb import WANDB_MODES, shortened
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,12 @@ def build_loggers(cfg: DictConfig, run_dir: Path, wandb_id: str, name: str, grou
             if (mode := wandb_mode(cfg.logger.mode)) == "disabled":
                 continue
             config = OmegaConf.to_container(cfg, resolve=True)
-            extra = {"id": wandb_id, "name": node.name or name, "group": node.group or group, "config": config}
+            extra = {
+                "id": wandb_id,
+                "name": shortened(node.name or name),
+                "group": shortened(node.group or group),
+                "config": config,
+            }
             patience = cfg.logger.get("patience", 60)  # runs stored before the setting existed go on without it
             loggers.append(_wandb_logger(node, run_dir, mode, patience, extra))
         else:
@@ -81,13 +86,19 @@ def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, e
     )
     common = {**extra, "save_dir": str(run_dir), "resume": "allow", "settings": settings}
     factory = build(OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node)), {"_partial_": True}))
-    logger = factory(**common, mode=mode)
+
+    def start(mode: str) -> Any:
+        logger = factory(**common, mode=mode)
+        getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # W&B warns of it, whatever Lightning puts there
+        return logger
+
+    logger = start(mode)
     try:
         _ = logger.experiment
     except (wandb.Error, OSError) as error:
         with suppress(OSError):  # from a service that has crashed
             wandb.teardown()
-        logger = factory(**common, mode="offline")
+        logger = start("offline")
         folder = Path(logger.experiment.dir).parent
         log.warning("W&B cannot be used online (%s); recorded offline, to be sent later: wandb sync %s", error, folder)
     return logger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -19,12 +20,14 @@ class Transcript(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Begin to write standard output into the job's log files, too."""
+        for _, stream in _log_files():
+            stream.reconfigure(errors="backslashreplace")  # whatever the locale can write
         sys.stdout = _Tee(sys.stdout)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:  # noqa: ARG002
         """End it; the error that the screen is about to show goes into the file."""
         if job_return.status is JobStatus.FAILED:
-            _keep(f"\nerror: {job_return._return_value}\n")  # the public property would raise it
+            keep(f"\nerror: {job_return._return_value}\n")  # the public property would raise it
         if isinstance(sys.stdout, _Tee):
             sys.stdout = sys.stdout.screen
 
@@ -38,7 +41,7 @@ class _Tee:
         self.screen = screen.screen if isinstance(screen, _Tee) else screen  # of a job that ended by SystemExit
 
     def write(self, text: str) -> int:
-        _keep(text)
+        keep(text)
         return self.screen.write(text)
 
     def writelines(self, lines: Any) -> None:
@@ -49,10 +52,17 @@ class _Tee:
         return getattr(self.screen, name)
 
 
-def _keep(text: str) -> None:
+def keep(text: str) -> None:
     """Write a text as it is into the log files that are open, in step with what is logged."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler) and handler.stream is not None and not handler.stream.closed:
-            with handler.lock:  # type: ignore[union-attr]
-                handler.stream.write(text)
-                handler.flush()
+    for handler, stream in _log_files():
+        with handler.lock:  # type: ignore[union-attr]
+            stream.write(text)
+            handler.flush()
+
+
+def _log_files() -> list[tuple[logging.FileHandler, TextIOWrapper]]:
+    return [
+        (handler, handler.stream)
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None and not handler.stream.closed
+    ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedgh.core.errors import ConfigurationError
 from fedgh.core.updates import Block
 
 
@@ -48,7 +49,13 @@ class FlatModel:
         self.memory_format = memory_format if convolves else torch.contiguous_format
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         if not named:
-            raise ValueError("the model has no trainable parameter")
+            raise ConfigurationError(f"{type(module).__name__} has no parameter to train; a model needs one at least")
+        for name, parameter in named:
+            if parameter.dtype not in (torch.float32, torch.float64) or parameter.dtype != named[0][1].dtype:
+                raise ConfigurationError(
+                    f"the model's parameter {name} is {parameter.dtype}, expected torch.float32 for all of them; for "
+                    "half precision in training type trainer.precision=bf16-mixed"
+                )
         self.params = nn.Parameter(_flatten([p.detach() for _, p in named]))
         self.params.grad = torch.zeros_like(self.params)
         self.blocks = tuple(_blocks(named))
@@ -57,8 +64,8 @@ class FlatModel:
             parameter.grad = self.params.grad[block.start : block.stop].view(block.shape)
         floating = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
         integer = {name: b for name, b in module.named_buffers() if not b.is_floating_point()}
-        self.buffers = _share(list(floating.values()), torch.get_default_dtype(), self.params.device)
-        self.counters = _share(list(integer.values()), torch.int64, self.params.device)
+        self.buffers = _share(floating, torch.get_default_dtype(), self.params.device)
+        self.counters = _share(integer, torch.int64, self.params.device)
         self._floating = {f"module.{name}": b.shape for name, b in floating.items()}
         self._integer = {f"module.{name}": b.shape for name, b in integer.items()}
         self._sizes = [block.stop - block.start for block in self.blocks]
@@ -176,8 +183,10 @@ class _Classifier(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         if not hasattr(module, "features") or not hasattr(module, "head"):
-            raise TypeError(
-                f"{type(module).__name__} needs `features(x)` and `head`, with forward(x) = head(features(x))"
+            lacking = " and ".join(f"`{name}`" for name in ("features", "head") if not hasattr(module, name))
+            raise ConfigurationError(
+                f"the model {type(module).__name__} lacks {lacking}: it needs a method `features(x)` and a last layer "
+                "`head`, with forward(x) = head(features(x)); see fedgh.model.base.Model"
             )
         self.module: Any = module
 
@@ -198,14 +207,17 @@ def _blocks(named: list[tuple[str, nn.Parameter]]) -> list[Block]:
     return blocks
 
 
-def _share(buffers: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _share(buffers: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Move buffers into one vector and make each a view of it."""
-    for buffer in buffers:
+    for name, buffer in buffers.items():
         if buffer.dtype != dtype:
-            raise TypeError(f"buffers must be {dtype}, got {buffer.dtype}; register the buffer with that type")
-    flat = _flatten(buffers) if buffers else torch.zeros(0, dtype=dtype, device=device)
+            raise ConfigurationError(
+                f"the model's buffer {name} is {buffer.dtype}, expected {dtype}: floating buffers are averaged as "
+                f"float32, all others carried as int64; register it as {dtype}"
+            )
+    flat = _flatten(list(buffers.values())) if buffers else torch.zeros(0, dtype=dtype, device=device)
     start = 0
-    for buffer in buffers:
+    for buffer in buffers.values():
         buffer.data = flat[start : start + buffer.numel()].view(buffer.shape)
         start += buffer.numel()
     return flat

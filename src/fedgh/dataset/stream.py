@@ -77,7 +77,7 @@ def client_rows(
         ConfigurationError: If ``batch_size``, ``local_epochs`` or ``max_steps`` is out of range.
     """
     steps_left = num_local_steps(len(indices), batch_size, local_epochs, max_steps)
-    sizes = _batch_sizes(len(indices), batch_size)
+    sizes = batch_sizes(len(indices), batch_size)
     while steps_left > 0:
         order = torch.from_numpy(shuffle_generator.permutation(len(indices))).to(indices.device)
         yield from indices.index_select(0, order).split_with_sizes(sizes)[:steps_left]
@@ -101,11 +101,12 @@ def num_local_steps(num_examples: int, batch_size: int, local_epochs: int, max_s
             raise ConfigurationError(f"{name} must be at least {least}, got {value}.")
     if max_steps is not None and max_steps < 0:
         raise ConfigurationError(f"max_steps must be null (no bound) or at least 0, got {max_steps}.")
-    steps = local_epochs * len(_batch_sizes(num_examples, batch_size))
+    steps = local_epochs * len(batch_sizes(num_examples, batch_size))
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def _batch_sizes(num_examples: int, batch_size: int) -> list[int]:
+def batch_sizes(num_examples: int, batch_size: int) -> list[int]:
+    """Return the sizes of the batches of one pass; see :func:`client_rows`."""
     full, rest = divmod(num_examples, batch_size)
     sizes = [batch_size] * full
     if rest == 1 and full:
