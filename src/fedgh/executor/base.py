@@ -96,7 +96,7 @@ class Executor(ABC):
         Raises:
             TrainingError: If a client did not take the steps it should have taken.
         """
-        clients = self.views(sorted(client_ids), server, versions)
+        clients = list(self.views(sorted(client_ids), server, versions))
         updates = UpdateMatrix(self.rows(len(clients)), self.model.blocks)
         results = self.in_order(clients, self.train(clients, updates.rows))
         return gather(clients, results, updates, self.shared, not self.algorithm.own_buffers)
@@ -125,22 +125,18 @@ class Executor(ABC):
 
     def views(
         self, client_ids: Sequence[int], server: ServerState, versions: Mapping[int, GlobalModel] | None = None
-    ) -> list[ClientView]:
-        """Return the clients as a method sees them when the server has sent them what they get."""
+    ) -> Iterator[ClientView]:
+        """Yield the clients as a method sees them when the server has sent them what they get.
+
+        One by one: the states of all clients may be more than fits into memory.
+        """
         models = server.models
         sent = self.algorithm.broadcast(server, client_ids)
         everyone = self._here(sent.everyone)
-        return [
-            self.view(
-                k,
-                server.round_index,
-                {**everyone, **self._here(sent.own.get(k, {}))},
-                server.clients.get(k, {}),
-                models,
-                (versions or {}).get(k),
-            )
-            for k in client_ids
-        ]
+        for k in client_ids:
+            message = {**everyone, **self._here(sent.own.get(k, {}))}
+            state = server.clients.get(k, {})
+            yield self.view(k, server.round_index, message, state, models, (versions or {}).get(k))
 
     def view(
         self,
