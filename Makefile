@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help train test test-all check benchmark clean
 help:
 	@echo "make train      install if needed, then train the default federation (FedGH on handwritten digits)"
-	@echo "make test       install if needed, then run the default tests"
+	@echo "make test       install if needed, then run the default tests in two processes"
 	@echo "make test-all   the slow tests too"
 	@echo "make benchmark  speed, as ratios against a bare PyTorch loop; wants a quiet machine"
 	@echo "make check      lint, types, import rules, spelling"
@@ -21,7 +21,7 @@ train: .venv/installed
 	$(BIN)/fedgh-train
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-all: .venv/installed
 	$(BIN)/pytest -m "not gpu"

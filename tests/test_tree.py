@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -169,3 +171,17 @@ def test_every_trainer_instantiates(root_config, name):
 def test_every_root_composes(root_config, root):
     cfg = root_config(root=root)
     assert cfg.task_name == root
+
+
+def test_the_rooms_are_those_that_contributing_describes_and_the_linter_checks():
+    root = Path(__file__).parents[1]
+    rooms = {path.name for path in SOURCES.iterdir() if (path / "__init__.py").is_file()}
+    table = {}
+    for line in (root / "CONTRIBUTING.md").read_text().splitlines():
+        if found := re.match(r"\| `(\w+)` \| .+ \| (\d+) \|$", line):
+            table[found[1]] = int(found[2])
+    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(c for c in contracts if c["type"] == "layers")["layers"][::-1]
+    floors = {name.strip().removeprefix("fedgh."): j for j, layer in enumerate(layers) for name in layer.split("|")}
+    assert table == floors
+    assert set(table) == rooms

@@ -640,7 +640,7 @@ def test_updates_that_are_not_finite_are_dropped_or_stop_the_run(cli, caplog):
     shutil.rmtree(answer.run_dir)
     answer = cli(*hot, "on_nonfinite=raise")
     assert answer.code == 2
-    assert re.search(r"round 0: the update of clients 0, 1, 2, 3 is not finite .*lower algorithm.optimizer", answer.err)
+    assert re.search(r"round 1: the update of clients 0, 1, 2, 3 is not finite .*lower algorithm.optimizer", answer.err)
 
 
 def test_checkpoints_and_evaluations_come_when_asked(cli):

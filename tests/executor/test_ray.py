@@ -195,7 +195,7 @@ def test_a_worker_that_dies_is_replaced_and_changes_nothing_but_not_for_ever(mak
 
 def test_a_users_error_in_a_worker_is_the_users_error_here(make, ray):
     ours, _ = federations(make, lambda make: {"trainer": make.trainer(limit_train_batches=0)}, num_workers=1)
-    with pytest.raises(TrainingError, match=r"^round 0: clients .* local steps, but took .*limit_train_batches"):
+    with pytest.raises(TrainingError, match=r"^round 1: clients .* local steps, but took .*limit_train_batches"):
         rounds(ours, 1)
 
 

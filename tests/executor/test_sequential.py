@@ -156,7 +156,7 @@ def test_the_global_random_state_is_left_alone(make):
 def test_a_trainer_that_cuts_clients_short_is_noticed(make, monkeypatch, settings):
     monkeypatch.setattr(sequential, "EXAMPLES", 1)  # one client a training step, as with clients of real size
     federation = make.federation(trainer=make.trainer(**settings))
-    message = r"round 0: clients \[0, 1, 2\] should have taken \[3, 3, 3\] local steps, but took .*limit_train_batches"
+    message = r"round 1: clients \[0, 1, 2\] should have taken \[3, 3, 3\] local steps, but took .*limit_train_batches"
     with pytest.raises(TrainingError, match=message):
         federation.executor(range(3), initial_state(federation.model))
 

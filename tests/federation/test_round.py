@@ -120,7 +120,7 @@ def test_a_client_that_is_not_finite_is_dropped_named_and_counted(make, caplog, 
     assert outcome.block_grams.shape[1:] == (2, 2)
     for tensor in (outcome.server.params, outcome.server.buffers, outcome.gram):
         assert tensor.isfinite().all()
-    assert "round 0: the update of client 1 is not finite (the local loss overflowed); set aside" in caplog.text
+    assert "round 1: the update of client 1 is not finite (the local loss overflowed); set aside" in caplog.text
 
 
 def test_the_others_are_weighed_as_if_the_dropped_one_had_not_taken_part(make):
@@ -134,7 +134,7 @@ def test_the_others_are_weighed_as_if_the_dropped_one_had_not_taken_part(make):
 
 def test_such_a_client_stops_the_run_by_setting(make):
     federation = exploding(make, 0, 2, on_nonfinite="raise")
-    message = r"round 0: the update of clients 0, 2 is not finite .*lower algorithm.optimizer.lr.*on_nonfinite=drop"
+    message = r"round 1: the update of clients 0, 2 is not finite .*lower algorithm.optimizer.lr.*on_nonfinite=drop"
     with pytest.raises(TrainingError, match=message):
         run_round(federation, initial_state(federation.model))
 

@@ -332,7 +332,7 @@ def test_absent_and_failing_nodes_are_left_out(deployed, make, caplog):
     outcome = run_round(federation, initial_state(federation.model))
     assert outcome.result.client_ids == (0, 3)
     assert "node 101 failed: the disk is full" in caplog.text
-    assert "round 0 goes on without clients 1, 2" in caplog.text
+    assert "round 1 goes on without clients 1, 2" in caplog.text
     grid.failing = set(grid.nodes)
     with pytest.raises(TrainingError, match="every client failed"):
         run_round(federation, outcome.server)
@@ -428,6 +428,25 @@ def test_a_deployed_run_is_a_run_like_any_other(cli, tmp_path):
 def test_a_wrong_override_is_named(overrides, message):
     with pytest.raises(ConfigurationError, match=message):
         deployment.compose({"overrides": overrides})
+
+
+def test_errors_of_the_user_are_one_line_in_flowers_log(caplog):
+    deployment.show_errors_as_one_line()
+    deployment.show_errors_as_one_line()
+    log = logging.getLogger("flwr")
+    try:
+        with caplog.at_level(logging.ERROR, "flwr"):
+            for error in (ConfigurationError("no such key\n  at all"), ValueError("a fault of ours")):
+                try:
+                    raise error
+                except Exception as raised:
+                    log.error("ServerApp raised an exception", exc_info=raised)
+    finally:
+        log.removeFilter(deployment._one_line)
+    first, second = caplog.records
+    assert (first.getMessage(), first.exc_info) == ("error: no such key at all", None)
+    assert second.getMessage() == "ServerApp raised an exception"
+    assert second.exc_info[0] is ValueError
 
 
 def test_another_executor_is_replaced():
@@ -547,4 +566,7 @@ def test_superlink_and_supernodes_give_the_simulations_numbers(tmp_path, cli):
 @pytest.mark.slow
 def test_a_wrong_override_reaches_the_user(tmp_path):
     with flower(tmp_path, num_nodes=0) as flwr_run:
-        assert "overrides='algoritm=fedprox' cannot be composed" in flwr_run("algoritm=fedprox")
+        shown = flwr_run("algoritm=fedprox")
+    (line,) = [line for line in shown.splitlines() if "cannot be composed" in line]
+    assert "error: --run-config overrides='algoritm=fedprox' cannot be composed" in line
+    assert "Traceback" not in shown

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedgh.tracking.recorder import Recorder, Row, _cosine_bins, read_csv
+from fedgh.tracking.recorder import Recorder, Row, read_csv
+from fedgh.tracking.wandb_run import bin_cosines
 
 
 class Broken:
@@ -45,11 +46,11 @@ def test_a_logger_that_fails_is_reported_and_the_others_go_on(tmp_path, caplog):
 
 
 def test_cosines_are_binned_on_one_axis():
-    counts, edges = _cosine_bins(np.array([-1.0, -0.5, 0.0, 0.999, 1.0]))
+    counts, edges = bin_cosines(np.array([-1.0, -0.5, 0.0, 0.999, 1.0]))
     assert (edges[0], edges[-1], len(counts)) == (-1.0, 1.0, 64)
     assert counts.sum() == 5
     assert counts[-1] == 2
-    assert _cosine_bins(np.array([]))[0].sum() == 0
+    assert bin_cosines(np.array([]))[0].sum() == 0
 
 
 class Drawing:

@@ -113,7 +113,7 @@ class Executor(ABC):
         expected = [self.num_steps(k) for k in ids]
         if taken != expected:
             raise TrainingError(
-                f"round {clients[0].round_index}: clients {ids} should have taken {expected} local steps, but took "
+                f"round {clients[0].round_index + 1}: clients {ids} should have taken {expected} local steps, but took "
                 f"{taken}; remove settings that cut epochs short (limit_train_batches, max_steps, max_time) from the "
                 "trainer"
             )

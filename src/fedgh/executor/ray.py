@@ -251,7 +251,7 @@ class RayExecutor(Executor):
             names = ", ".join(str(client_ids[row]) for row in sorted(guilty) if row >= 0)
             doing = f"training client{'s' if ',' in names else ''} {names}" if names else "starting"
             raise TrainingError(
-                f"round {round_index}: workers of Ray died {self.max_attempts} times while {doing}, which is "
+                f"round {round_index + 1}: workers of Ray died {self.max_attempts} times while {doing}, which is "
                 f"executor.max_attempts; the last time: {_first_line(error)}. Is there enough memory for "
                 f"{len(self._slots)} workers? Lower executor.num_workers or algorithm.batch_size"
             )

@@ -50,7 +50,7 @@ def set_aside_nonfinite(
         bad |= where
     if not causes:
         return result, block_grams, ()
-    message = f"round {round_index}: {'; '.join(causes)}"
+    message = f"round {round_index + 1}: {'; '.join(causes)}"
     if on_nonfinite == "raise":
         raise TrainingError(
             f"{message}; lower algorithm.optimizer.lr, or go on without such clients: on_nonfinite=drop"

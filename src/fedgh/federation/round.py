@@ -139,11 +139,13 @@ def run_round(federation: Federation, server: ServerState) -> Round:
             server = replace(after, clients=update_clients(after.clients, result.client_states, t + 1))
         except NonFiniteError as error:
             if federation.on_nonfinite == "raise":
-                raise TrainingError(f"round {t}: {error}; or go on without such rounds: on_nonfinite=drop") from error
-            log.warning("round %d: %s; the round is set aside, the model stays as it is", t, error)
+                raise TrainingError(
+                    f"round {t + 1}: {error}; or go on without such rounds: on_nonfinite=drop"
+                ) from error
+            log.warning("round %d: %s; the round is set aside, the model stays as it is", t + 1, error)
             aggregate = None
     else:
-        log.warning("round %d: no client is left, the model stays as it is", t)
+        log.warning("round %d: no client is left, the model stays as it is", t + 1)
     server = replace(server, round_index=t + 1)
     if clock is not None:
         server = clock.dispatch(server, federation.num_clients, federation.seed)

@@ -74,7 +74,10 @@ def read_rows(folder: Path, round_index: int, columns: list[str] | None = None) 
         with path.open("rb") as file:
             table = parquet.ParquetFile(file).read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}; remove it, the other rounds do not need it") from error
+        raise DataError(
+            f"{path} cannot be read: {error}; going on with the run mends it (resume=<its directory>), or remove it: "
+            "the other rounds do not need it"
+        ) from error
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 

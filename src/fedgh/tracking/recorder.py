@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from fedgh.core.errors import DataError
 from fedgh.plot.picture import pixels
 from fedgh.storage import second_copy
 from fedgh.storage.csv_table import CsvTable
 from fedgh.storage.csv_table import read_csv as read_csv
 from fedgh.storage.durable import cause_of
-from fedgh.storage.tables import read_rounds, read_rows
 from fedgh.tracking import offline
+from fedgh.tracking.row import Row as Row
+from fedgh.tracking.wandb_run import as_image, finish_run, log_row, row_on_disk
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Row:
-    """What one round has to tell.
-
-    Attributes:
-        round: Rounds finished, from 1; the axis of everything.
-        metrics: Numbers by public name.
-        histograms: Values whose distribution is of interest, by name.
-        figures: What makes a matplotlib figure, by name; drawn only where a logger takes pictures.
-        tables: Columns by table name, for W&B.
-    """
-
-    round: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    histograms: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-    figures: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    tables: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Recorder:
@@ -68,7 +48,7 @@ class Recorder:
             self._wandb_from = max(self._wandb_from, sent + 1)
             for row in self.table.rows:  # what a killed process had handed to W&B, but W&B not yet written
                 if sent < row["round"] < first_round:
-                    _send_to_wandb(run, _restored(row, run_dir), {})
+                    log_row(run, row_on_disk(row, run_dir), {})
 
     @property
     def wandb_loggers(self) -> list[WandbLogger]:
@@ -128,7 +108,7 @@ class Recorder:
     def _send(self, logger: Logger, row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         if isinstance(logger, WandbLogger):
             if row.round >= self._wandb_from:
-                _send_to_wandb(logger.experiment, row, pictures)
+                log_row(logger.experiment, row, pictures)
             return
         logger.log_metrics(row.metrics, step=row.round)
         if isinstance(logger, TensorBoardLogger):
@@ -144,7 +124,7 @@ class Recorder:
         for logger in takers:
             try:
                 if isinstance(logger, WandbLogger):
-                    logger.experiment.summary[name] = _wandb_image(image)
+                    logger.experiment.summary[name] = as_image(image)
                 else:
                     logger.experiment.add_image(name, image, dataformats="HWC")
             except Exception as error:  # as in record
@@ -171,31 +151,13 @@ class Recorder:
             try:
                 logger.finalize(status)
                 if isinstance(logger, WandbLogger):
-                    _finish(logger.experiment, 0 if status == "success" else 1, summary or {})
+                    finish_run(logger.experiment, 0 if status == "success" else 1, summary or {})
             except Exception as error:  # as in record
                 log.warning("%s was not closed: %s", type(logger).__name__, error)
         try:
             second_copy.sync_tables(self.run_dir)
         except OSError as error:
             log.warning("the tables in %s may not be on the disk yet: %s", self.run_dir, cause_of(error))
-
-
-def _finish(run: Any, exit_code: int, summary: Mapping[str, float]) -> None:
-    """End a W&B run, and say so if W&B did not answer in time or refused what it was sent."""
-    import wandb
-
-    folder = Path(run.dir).parent
-    try:
-        run.summary.update(dict(summary))
-        run.finish(exit_code=exit_code)
-        service = folder / "logs" / "debug-internal.log"  # the only place where W&B tells of a refusal
-        incomplete = service.is_file() and "filestream: fatal error" in service.read_text(errors="replace")
-    except TimeoutError:
-        incomplete = True
-    finally:
-        wandb.run = None  # or the next run of this process would be mistaken for this one, had its service crashed
-    if incomplete:
-        log.warning("W&B has not taken all of this run; to be sent later: wandb sync %s", folder)
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -207,52 +169,3 @@ def _numbers(row: Row) -> dict[str, float]:
         except (TypeError, ValueError, RuntimeError):  # the last from tensors of several values
             log.warning("round %d: %s is not a number but a %s; left out", row.round, name, type(value).__name__)
     return numbers
-
-
-def _restored(metrics: Mapping[str, float], run_dir: Path) -> Row:
-    """Return a round's row as far as it is on disk: the line of the table, and the cosines of the observatory."""
-    row = Row(int(metrics["round"]), {key: value for key, value in metrics.items() if key != "round"})
-    pairs = run_dir / "conflict" / "pairs"
-    if row.round in read_rounds(pairs):
-        columns = {"conflict/cosine": "cosine", "harmonization/cosine": "cosine_after"}
-        try:
-            table = read_rows(pairs, row.round, list(columns.values()))
-        except DataError as error:
-            log.warning("the cosines of round %d are not sent: %s", row.round, error)
-        else:
-            row.histograms = {name: table[column][~np.isnan(table[column])] for name, column in columns.items()}
-    return row
-
-
-def _send_to_wandb(run: Any, row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-    """Log the numbers, then each picture, histogram and table by itself: one that fails costs nothing else."""
-    import pandas as pd
-    import wandb
-
-    def histogram(values: np.ndarray[Any, Any]) -> Any:
-        return wandb.Histogram(np_histogram=_cosine_bins(values))
-
-    def table(columns: Mapping[str, Any]) -> Any:
-        return wandb.Table(dataframe=pd.DataFrame(dict(columns)))
-
-    run.log({"round": row.round, **row.metrics}, step=row.round)
-    kinds: tuple[tuple[Callable[[Any], Any], Mapping[str, Any]], ...]
-    kinds = ((histogram, row.histograms), (_wandb_image, pictures), (table, row.tables))
-    for make, contents in kinds:
-        for name, content in contents.items():
-            try:
-                run.log({name: make(content)}, step=row.round)  # W&B adds it to what it has of that step
-            except Exception as error:  # as in Recorder.record
-                log.warning("W&B did not take %s of round %d: %s", name, row.round, error)
-
-
-def _cosine_bins(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Bin cosines on one fixed axis from -1 to 1, so that rounds can be compared."""
-    return np.histogram(values, bins=np.linspace(-1, 1, 65))
-
-
-def _wandb_image(image: Any) -> Any:
-    import wandb
-    from PIL import Image
-
-    return wandb.Image(Image.fromarray(image))

@@ -67,9 +67,10 @@ def receive(message: Message, context: Context) -> tuple[DictConfig, Federation,
     """Return the run's config and parts, this node's client, and the state that the message sets out from."""
     from fedgh.core.types import ServerState
     from fedgh.federation.round import to_device
-    from fedgh.integrations.flower.deployment import kept
+    from fedgh.integrations.flower.deployment import kept, show_errors_as_one_line
     from fedgh.integrations.flower.records import Layout, arrays_in, arrays_of
 
+    show_errors_as_one_line()
     cfg, federation = kept(str(context.run_config["overrides"]))
     k = client_id(context, len(federation.partition.client_indices))
     layout = Layout.of(*arrays_of(federation.model.module))

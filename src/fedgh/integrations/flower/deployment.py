@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -12,10 +13,22 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh import config
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import ConfigurationError, FedGHError
 
 if TYPE_CHECKING:
     from fedgh.federation.round import Federation
+
+
+def show_errors_as_one_line() -> None:
+    """Have Flower, which logs what an app raises with its traceback, show a user's errors as our commands do."""
+    logging.getLogger("flwr").addFilter(_one_line)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, FedGHError):
+        record.msg, record.args, record.exc_info = "error: %s", (" ".join(str(error).split()),), None
+    return True
 
 
 def compose(run_config: Mapping[str, Any], *defaults: str) -> DictConfig:

@@ -143,6 +143,8 @@ def gather(
         buffers.append(floating)
         counters.append(integer)
     reported = [metrics_in(replies[client_id]) for client_id in ids]
+    # Flower's nodes send and receive the whole model, in the parameters' own type
+    sent = sum(params.nbytes + floats.nbytes + whole.nbytes for floats, whole in zip(buffers, counters, strict=True))
 
     def column(name: str) -> Tensor:
         return torch.tensor([float(metrics.get(name, 0.0)) for metrics in reported], dtype=torch.float64)  # type: ignore[arg-type]
@@ -155,4 +157,6 @@ def gather(
         num_examples=column(weighted_by),
         local_steps=column(LOCAL_STEPS).long(),
         train_loss=column(TRAIN_LOSS),
+        bytes_down=sent,
+        bytes_up=sent,
     )

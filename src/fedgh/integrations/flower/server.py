@@ -27,7 +27,7 @@ from fedgh.core.types import CohortResult, ServerState
 from fedgh.executor.base import Executor
 from fedgh.federation.loop import Preparing, Remembering, describe
 from fedgh.federation.round import Federation, first_state, run_round
-from fedgh.integrations.flower.deployment import build, compose
+from fedgh.integrations.flower.deployment import build, compose, show_errors_as_one_line
 from fedgh.integrations.flower.records import PARTITION_ID, Layout, arrays_of, gather, metrics_in
 from fedgh.metric.summary import closing_numbers
 from fedgh.storage import checkpoint as checkpoints
@@ -46,6 +46,11 @@ app = ServerApp()
 @app.main()
 def serve(grid: Grid, context: Context) -> None:
     """Run the federation that the run's config describes, in a run directory on the ServerApp's machine."""
+    show_errors_as_one_line()
+    log.info(
+        "for every message a node starts a process, which loads PyTorch and the data again; with small models most of "
+        "a round's time goes there"
+    )
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{context.run_id}"
     cfg = compose(context.run_config, f"paths.output_dir=${{paths.log_dir}}/flower/{stamp}")
     federation = build(cfg)
@@ -138,10 +143,10 @@ class NodeExecutor:
         replies = self.ask("train", list(present.values()), content)
         answers = {k: replies[node] for k, node in present.items() if node in replies}
         if present and not answers:
-            raise TrainingError(f"round {server.round_index}: every client failed; the warnings above say why")
+            raise TrainingError(f"round {server.round_index + 1}: every client failed; the warnings above say why")
         absent = sorted(set(client_ids).difference(answers))
         if absent:
-            log.warning("round %d goes on without clients %s", server.round_index, ", ".join(map(str, absent)))
+            log.warning("round %d goes on without clients %s", server.round_index + 1, ", ".join(map(str, absent)))
         return gather(answers, self.layout, server.params, row_dtype=self.row_dtype)
 
     def meet(self) -> None:
