@@ -1,4 +1,4 @@
-# Needs Python 3.11 or 3.12 and nothing else. PYTHON=python3.12 chooses another interpreter.
+# Needs Python 3.11 or later and nothing else. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -11,7 +11,7 @@ help:
 	@echo "make check      lint, types, import rules, spelling"
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "FedGH needs Python 3.11 or 3.12, found %d.%d; try make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] else "FedGH needs Python 3.11 or later, found %d.%d; try make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
