@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fedgh.core.types import ServerState
 from fedgh.federation.loop import Preparing, Remembering, train
 from fedgh.federation.round import Federation, first_state, to_device
 from fedgh.federation.rounding import rounding_note
+from fedgh.federation.stopping import last_words
 from fedgh.metric.summary import closing_numbers
 from fedgh.plot import picture
 from fedgh.storage import checkpoint as checkpoints
@@ -132,7 +134,8 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
         save(stamp.server)  # so that a run killed in its first round can be resumed, too
     status, summary = "failed", dict[str, float]()
     try:
-        server, signal_number = train(federation, stamp.server, schedule, recorder, save, callbacks)
+        with last_words(lost_to_ray(run_dir)) if federation.executor.may_end_the_process else nullcontext():
+            server, signal_number = train(federation, stamp.server, schedule, recorder, save, callbacks)
         status = "success" if not signal_number else "failed"
         summary = summarize(run_dir, server.round_index, f"{cfg.name}, seed {cfg.seed}")
         if cfg.checkpoint.artifact and not signal_number:
@@ -242,6 +245,14 @@ def summarize(run_dir: Path, finished: int, name: str) -> dict[str, float]:
     }
     picture.save_png(picture.run_figure({name: curves}), run_dir / "run.png")
     return summary
+
+
+def lost_to_ray(run_dir: Path) -> str:
+    """Return what is said when Ray ends this process, which it does without a word."""
+    return (
+        "error: this process was ended from outside, by Ray if its head or its node on this machine is lost; finished "
+        f"rounds are kept. Start Ray again where it was started by hand, then go on: fedgh-train resume={run_dir}"
+    )
 
 
 def farewell(run_dir: Path, finished: int, num_rounds: int, summary: dict[str, float]) -> None:

@@ -48,7 +48,10 @@ class Executor(ABC):
     Attributes:
         phases: The parts of local training.
         shared: Which parameters travel, ``(params,)`` bool; None for all.
+        may_end_the_process: Whether something outside may end this process without an exception.
     """
+
+    may_end_the_process = False
 
     def __init__(
         self,

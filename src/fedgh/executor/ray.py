@@ -64,6 +64,8 @@ class RayExecutor(Executor):
         ConfigurationError: If a number is out of its range.
     """
 
+    may_end_the_process = True  # Ray does, when it loses its head or the node of this machine
+
     def __init__(
         self,
         address: str | None,
