@@ -87,7 +87,7 @@ def make_dataset(num_train=60, num_test=30, shape=(1, 2, 2), num_classes=3, seed
 
 
 def make_partition(dataset, owners, num_clients):
-    labels = dataset.train_labels.numpy()
+    labels = dataset.train_strata.numpy()
     return Partition.from_owners(labels, dataset.num_classes, owners, num_clients, {})
 
 

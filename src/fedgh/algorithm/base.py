@@ -12,7 +12,7 @@ leaves out what nobody overrides. How updates are combined (``aggregator``) and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -148,8 +148,15 @@ class Algorithm:
 
     # ---- the server ----
 
-    def initialize(self, server: ServerState, blocks: Sequence[Block], num_clients: int, seed: int) -> ServerState:  # noqa: ARG002
-        """Return the state before round 0: memory, further global models."""
+    def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:  # noqa: ARG002
+        """Return the state before round 0: memory, further global models.
+
+        Args:
+            server: The model as it was initialized.
+            blocks: Name and columns of every parameter.
+            num_examples: n_k of all clients, ``(N,)`` float64, whoever will take part.
+            seed: Of the experiment.
+        """
         return server
 
     def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:  # noqa: ARG002
@@ -173,12 +180,13 @@ class Algorithm:
         """Return the state after a round, ``after`` being what aggregate and server optimizer made of ``before``."""
         return after
 
-    def complete(self, server: ServerState, ask: Ask, seed: int) -> ServerState:  # noqa: ARG002
+    def complete(self, server: ServerState, blocks: Sequence[Block], ask: Ask, seed: int) -> ServerState:  # noqa: ARG002
         """Return the state after the last round, for methods with a phase after training (CCVR).
 
         Args:
             server: The state after the last round.
-            ask: Puts a question to every client, who answers from its own data; the answers by client id.
+            blocks: Name and columns of every parameter.
+            ask: Puts a question to every client, who answers from its own data; yields one answer after the other.
             seed: Of the experiment.
         """
         return server
@@ -201,8 +209,8 @@ class Algorithm:
         return {**optimizer.defaults, "name": type(optimizer).__name__}
 
 
-Ask = Callable[[Callable[["ClientView"], Message]], dict[int, Message]]
-"""``ask(question) -> answers by client id``; see :meth:`Algorithm.complete`."""
+Ask = Callable[[Callable[["ClientView"], Message]], Iterator[tuple[int, Message]]]
+"""``ask(question)`` yields (client id, answer), ascending, so that no two answers need memory at a time."""
 
 
 def columns_of(blocks: Sequence[Block], names: Iterable[str]) -> Tensor:
@@ -226,6 +234,43 @@ def require(satisfied: bool, key: str, expected: str, found: object) -> None:
     """Raise ConfigurationError, in the config's own words, unless a setting is as expected."""
     if not satisfied:
         raise ConfigurationError(f"algorithm.{key} must be {expected}, got {found!r}")
+
+
+def shares_of(weights: str, num_examples: Tensor) -> Tensor:
+    """Return how much each client counts, summing to one: ``n_k / n`` (``examples``) or the same (``uniform``).
+
+    Args:
+        weights: ``examples`` or ``uniform``, see :func:`require_weights`.
+        num_examples: n_k, ``(clients,)`` float64.
+    """
+    counts = torch.ones_like(num_examples) if weights == "uniform" else num_examples
+    return counts / counts.sum()
+
+
+def require_weights(weights: str) -> None:
+    """Raise ConfigurationError unless :func:`shares_of` knows these weights."""
+    require(weights in ("examples", "uniform"), "weights", "examples (n_k / n) or uniform", weights)
+
+
+def plain_momentum(algorithm: Algorithm, name: str) -> float:
+    """Return the momentum of a local optimizer whose :func:`accumulation` is known.
+
+    Raises:
+        ConfigurationError: If it is not SGD with plain momentum.
+    """
+    settings = algorithm.optimizer_settings()
+    if settings["name"] != "SGD" or settings["nesterov"] or settings["dampening"]:
+        raise ConfigurationError(
+            f"algorithm={name} knows the normalization of SGD with plain momentum only, got {settings['name']}; "
+            "set algorithm.optimizer._target_=torch.optim.SGD without nesterov or dampening"
+        )
+    momentum: float = settings["momentum"]
+    if not 0 <= momentum < 1:
+        raise ConfigurationError(
+            f"algorithm={name} needs algorithm.optimizer.momentum of at least 0 and below 1, got {momentum}: at 1 the "
+            "normalization is infinite; try 0.9"
+        )
+    return momentum
 
 
 def accumulation(local_steps: int | Tensor, momentum: float) -> Any:

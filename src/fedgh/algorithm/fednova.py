@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, accumulation
-from fedgh.core.errors import ConfigurationError
+from fedgh.algorithm.base import Algorithm, accumulation, plain_momentum
 from fedgh.core.types import CohortResult
 
 
@@ -29,17 +28,7 @@ class FedNova(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings = self.optimizer_settings()
-        if settings["name"] != "SGD" or settings["nesterov"] or settings["dampening"]:
-            raise ConfigurationError(
-                "algorithm=fednova knows the normalization of SGD with plain momentum only, got "
-                f"{settings['name']}; set algorithm.optimizer._target_=torch.optim.SGD without nesterov or dampening"
-            )
-        if not 0 <= settings["momentum"] < 1:
-            raise ConfigurationError(
-                "algorithm=fednova needs algorithm.optimizer.momentum of at least 0 and below 1, got "
-                f"{settings['momentum']}: at 1 the normalization is infinite; try 0.9"
-            )
+        plain_momentum(self, "fednova")
 
     def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:
         """Return ``tau_eff p_k / a_k``, ``(clients,)`` float64."""

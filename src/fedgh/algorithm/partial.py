@@ -63,7 +63,7 @@ class PartialPersonalization(Algorithm, ABC):
         own = self.own(client.model.blocks).to(trained.params.device)
         trained.update.masked_fill_(own, 0.0)
         state = {"own": trained.params[own]}
-        return {**state, "buffers": trained.buffers} if self.own_buffers else state
+        return {**state, "buffers": trained.buffers.clone()} if self.own_buffers else state
 
     def personal(self, client: ClientView) -> GlobalModel:
         """Return the current shared part with the client's own."""

@@ -105,14 +105,9 @@ class ClientView:
             inputs: ``(B, *shape)``.
             buffers: ``(buffers,)``; None for those that it received.
         """
-        model = self.model
-        stacked = model.stack_buffers(self.received.buffers if buffers is None else buffers, self.received.counters, 1)
-        training = model.module.training
-        model.module.eval()
-        try:
-            return model.forward(params, inputs, {name: buffer[0] for name, buffer in stacked.items()})
-        finally:
-            model.module.train(training)
+        with self.model.evaluation_mode():
+            statistics = self.received.buffers if buffers is None else buffers
+            return self.model.forward(params, inputs, self.model.unflatten_buffers(statistics))
 
     def loss(self, params: Tensor, buffers: Tensor | None = None) -> float:
         """Return the mean loss on its training examples in evaluation mode."""

@@ -8,7 +8,8 @@ model is one copy, an update is one subtraction, and an optimizer step one opera
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class FlatModel:
                 )
         self.params = nn.Parameter(_flatten([p.detach() for _, p in named]))
         self.params.grad = torch.zeros_like(self.params)
-        self.blocks = tuple(_blocks(named))
+        self.blocks = tuple(_blocks(module, named))
         for block, (_, parameter) in zip(self.blocks, named, strict=True):
             parameter.data = self.params.data[block.start : block.stop].view(block.shape)
             parameter.grad = self.params.grad[block.start : block.stop].view(block.shape)
@@ -146,6 +147,40 @@ class FlatModel:
         parts = torch.split(params, self._sizes)
         return {f"module.{b.name}": part.view(b.shape) for b, part in zip(self.blocks, parts, strict=True)}
 
+    def unflatten_buffers(self, buffers: Tensor) -> dict[str, Tensor]:
+        """Return views of floating buffers ``(buffers,)`` by the classifier's names."""
+        parts = torch.split(buffers, [shape.numel() for shape in self._floating.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self._floating.items(), parts, strict=True)}
+
+    def flatten_statistics(self, buffers: Mapping[str, Tensor]) -> Tensor:
+        """Undo :meth:`unflatten_buffers`, whatever else is among the buffers: return ``(buffers,)``."""
+        return torch.cat([self.buffers.new_empty(0), *(buffers[name].reshape(-1) for name in self._floating)])
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Run the module in evaluation mode, and then in the mode that it was in."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(training)
+
+    @contextmanager
+    def same_draws(self) -> Iterator[None]:
+        """Let what is drawn inside, such as dropout, be drawn once more afterwards."""
+        generators = [torch.default_generator, self._generator]
+        if self.device.type == "cuda":
+            generators.append(torch.cuda.default_generators[self.device.index or 0])
+        for layer in self._drawing[:1]:  # all of them share one list
+            generators += layer.generators or []  # type: ignore[arg-type]
+        states = [generator.get_state() for generator in generators]
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
     def stack_buffers(self, buffers: Tensor, counters: Tensor, copies: int) -> dict[str, Tensor]:
         """Return ``copies`` copies of every buffer by its name, each ``(copies, *shape)`` and contiguous.
 
@@ -199,10 +234,12 @@ def _flatten(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
-def _blocks(named: list[tuple[str, nn.Parameter]]) -> list[Block]:
+def _blocks(module: nn.Module, named: list[tuple[str, nn.Parameter]]) -> list[Block]:
     blocks, start = [], 0
     for name, parameter in named:
-        blocks.append(Block(name, start, start + parameter.numel(), parameter.shape))
+        kinds = type(module.get_submodule(name.rpartition(".")[0])).__mro__
+        layer = next(kind.__name__ for kind in kinds if kind.__module__.startswith("torch.nn"))
+        blocks.append(Block(name, start, start + parameter.numel(), parameter.shape, layer))
         start += parameter.numel()
     return blocks
 

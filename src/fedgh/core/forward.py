@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,21 @@ class Forward(ABC):
         """
 
     @abstractmethod
+    def evaluated(self, params: Tensor, inputs: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same in evaluation mode, with running statistics ``(buffers,)``: of models at rest."""
+
+    @abstractmethod
+    def with_buffers(self, buffers: Tensor) -> VectorizedForward:
+        """Return the forward of a second model with running statistics ``(buffers,)`` of its own.
+
+        They are copied; :attr:`VectorizedForward.statistics` are what its forwards have made of them.
+        """
+
+    def same_draws(self) -> AbstractContextManager[None]:
+        """Let what is drawn inside, such as dropout, be drawn once more by the next forward after it."""
+        return self.model.same_draws()
+
+    @abstractmethod
     def gradients(self, function: Callable[[Tensor], Tensor], params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of every entry of ``function(params)``, ``(*values, params)``, and the values.
 
@@ -64,6 +80,17 @@ class SingleForward(Forward):
         buffers = {n: b[0] for n, b in model.stack_buffers(model.buffers, model.counters, 1).items()}
         return model.forward(params, inputs, buffers)
 
+    def evaluated(self, params: Tensor, inputs: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Forward`."""
+        with self.model.evaluation_mode():
+            return self.model.forward(params, inputs, self.model.unflatten_buffers(buffers))
+
+    def with_buffers(self, buffers: Tensor) -> VectorizedForward:
+        """See :class:`Forward`."""
+        model = self.model
+        own = {name: buffer[0] for name, buffer in model.stack_buffers(buffers, model.counters, 1).items()}
+        return VectorizedForward(model, self.task, own)
+
     def gradients(self, function: Callable[[Tensor], Tensor], params: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Forward`."""
         model = self.model
@@ -83,7 +110,7 @@ class SingleForward(Forward):
 
 
 class VectorizedForward(Forward):
-    """The forward of one client inside ``vmap``; its buffers are slices of stacked ones.
+    """The forward of one client inside ``vmap``, whose buffers are slices of stacked ones; or of a second model.
 
     Args:
         model: See :class:`Forward`.
@@ -102,6 +129,23 @@ class VectorizedForward(Forward):
     def frozen(self, params: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Forward`."""
         return self.model.functional_forward(params, inputs, {n: b.clone() for n, b in self.buffers.items()})
+
+    def evaluated(self, params: Tensor, inputs: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Forward`."""
+        with self.model.evaluation_mode():
+            return self.model.functional_forward(params, inputs, self.model.unflatten_buffers(buffers))
+
+    def with_buffers(self, buffers: Tensor) -> VectorizedForward:
+        """See :class:`Forward`."""
+        own = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        for name, buffer in self.model.unflatten_buffers(buffers).items():
+            own[name].copy_(buffer)  # one per client, even of statistics that are one object for all of them
+        return VectorizedForward(self.model, self.task, own)
+
+    @property
+    def statistics(self) -> Tensor:
+        """Running statistics as they are now, ``(buffers,)``."""
+        return self.model.flatten_statistics(self.buffers)
 
     def gradients(self, function: Callable[[Tensor], Tensor], params: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Forward`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,12 +30,14 @@ class Block:
         start: First column.
         stop: One past the last column.
         shape: Shape of the parameter.
+        layer: PyTorch's class of the module that it belongs to, such as ``BatchNorm2d``; empty where that is not known.
     """
 
     name: str
     start: int
     stop: int
     shape: torch.Size
+    layer: str = field(default="", compare=False)
 
 
 class UpdateMatrix:

@@ -154,9 +154,10 @@ class Executor(ABC):
         received = models[0] if version is None else version
         return ClientView(client_id, round_index, received, self._here(message), self._here(state), models, self)
 
-    def ask(self, server: ServerState, question: Callable[[ClientView], Message]) -> dict[int, Message]:
-        """Put a question to every client, with the current global model and without training."""
-        return {client.client_id: question(client) for client in self.views(range(len(self.client_indices)), server)}
+    def ask(self, server: ServerState, question: Callable[[ClientView], Message]) -> Iterator[tuple[int, Message]]:
+        """Put a question to every client, with the current global model and without training; yield the answers."""
+        for client in self.views(range(len(self.client_indices)), server):
+            yield client.client_id, question(client)
 
     def open(self) -> None:  # noqa: B027 - most have nothing to start
         """Start what takes its time to start, worker processes for instance; the first cohort would do it otherwise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ def gather(
             for report in reports
         ),
     )
+
+
+def sizes_of(client_indices: Sequence[Sized]) -> Tensor:
+    """Return n_k of clients that own these examples, ``(clients,)`` float64."""
+    return torch.tensor([len(indices) for indices in client_indices], dtype=torch.float64)
 
 
 def size_of(message: Message) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedgh.client.vectorized import Group, Part, gradient_of
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import GlobalModel, ServerState, Start
+from fedgh.executor.gather import sizes_of
 from fedgh.task.base import PADDING
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def _gradients(executor: VectorizedExecutor, part: Part, dtype: torch.dtype | No
     group = Group.of(model, optimizer, params.data, [start] * clients, [received] * clients, [0] * clients)
     group.total_loss = group.total_loss.to(dtype)
     # even what is one object for all clients is stacked, as it is in a group of many
-    group.state = {n: (t if dim == 0 else t.expand(clients, *t.shape), 0) for n, (t, dim) in group.state.items()}
+    group.state = {
+        n: (t if dim == 0 else t.expand(clients, *t.shape).clone(), 0) for n, (t, dim) in group.state.items()
+    }
     if part.inputs.is_floating_point():
         part = replace(part, inputs=part.inputs.to(dtype))
     model.module.train()
@@ -91,7 +94,7 @@ def _first_start(executor: VectorizedExecutor) -> tuple[Start, GlobalModel]:
     """Return where client 0 would start in round 0, and what it would receive."""
     model, algorithm = executor.model, executor.algorithm
     server = ServerState(0, model.params.detach().clone(), model.buffers.clone(), model.counters.clone())
-    server = algorithm.initialize(server, model.blocks, len(executor.client_indices), executor.seed)
+    server = algorithm.initialize(server, model.blocks, sizes_of(executor.client_indices), executor.seed)
     (client,) = executor.views([0], server)
     start = algorithm.prepare(client)
     return start, start.received or client.received

@@ -19,6 +19,7 @@ from fedgh.core.types import Cohort, CohortResult, GlobalModel, ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
+from fedgh.executor.gather import sizes_of
 from fedgh.federation.clock import Clock
 from fedgh.federation.finite import NonFiniteError, require_finite, set_aside_nonfinite
 from fedgh.metric.collection import Metrics
@@ -229,7 +230,7 @@ def first_state(federation: Federation) -> ServerState:
     """Return the state before round 0, with whatever algorithm and clock begin with."""
     server = initial_state(federation.model)
     blocks, seed = federation.model.blocks, federation.seed
-    server = federation.algorithm.initialize(server, blocks, federation.num_clients, seed)
+    server = federation.algorithm.initialize(server, blocks, sizes_of(federation.partition.client_indices), seed)
     clock = federation.clock
     return server if clock is None else clock.dispatch(server, federation.num_clients, seed)
 

@@ -1,0 +1,86 @@
+"""SCAFFOLD: control variates against client drift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedgh.algorithm.base import Algorithm, Batch, accumulation, plain_momentum, require_weights, shares_of
+from fedgh.core.forward import Forward
+from fedgh.core.types import Broadcast, ClientState, CohortResult, Report, ServerState, Start, Trained
+from fedgh.core.updates import Block, UpdateMatrix
+
+if TYPE_CHECKING:
+    from fedgh.client.view import ClientView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaffold(Algorithm):
+    """Step along ``g - c_k + c``; afterwards ``c_k <- c_k - c + (w - theta) / (a lr)`` (option II).
+
+    ``a`` is the number of local steps, or with momentum the sum of their accumulated coefficients, see
+    :func:`~fedgh.algorithm.base.accumulation`. The server keeps ``c = sum_k p_k c_k`` over *all* clients: a round adds
+    ``p_k`` times the change of every participant's c_k, which is sent beside the update. Both begin at zero, so the
+    first round is FedAvg's to the bit. The update may be harmonized; the changes of c_k never are. Weight decay becomes
+    a part of c_k, as the optimizer adds it.
+
+    Args:
+        weights: p_k, in c and in the average alike: ``examples`` (n_k / n, the objective of FedAvg) or ``uniform``
+            (1 / N, the paper). It decides whose optimum is found.
+
+    Reference:
+        Karimireddy et al.: "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, algorithm 1.
+    Departures:
+        Momentum is allowed, with the coefficient above (plain tau would make c_k several times too large). Running
+        statistics have no control variate and are averaged.
+    """
+
+    weights: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weights(self.weights)
+        plain_momentum(self, "scaffold")
+
+    def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:  # noqa: ARG002
+        """Begin with ``c = 0``, and remember p_k of everybody."""
+        memory = {"c": torch.zeros_like(server.params), "shares": shares_of(self.weights, num_examples)}
+        return replace(server, memory=memory)
+
+    def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:  # noqa: ARG002
+        """Send c."""
+        return Broadcast({"c": server.memory["c"]})
+
+    def prepare(self, client: ClientView) -> Start:
+        """Start with the correction of this round, ``c - c_k``."""
+        c, received = client.message["c"], client.received
+        own = client.state.get("c")
+        return Start(received.params, received.buffers, {"correction": c if own is None else c - own})
+
+    def local_gradient(
+        self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
+    ) -> tuple[Tensor, Tensor, ClientState]:
+        """Return the corrected gradient."""
+        gradient, loss, state = super().local_gradient(batch, forward, params, global_params, state)
+        return gradient + state["correction"], loss, state
+
+    def report(self, client: ClientView, trained: Trained) -> Report:
+        """Keep the new c_k and send by how much it has changed."""
+        length = client.lr * accumulation(trained.local_steps, self.optimizer_settings()["momentum"])
+        c = -trained.state["correction"] - (trained.params - client.received.params) / length
+        own = client.state.get("c")
+        return Report({"c": c}, {"change": c if own is None else c - own})
+
+    def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:  # noqa: ARG002
+        """Return p_k as shares of the participants."""
+        return shares_of(self.weights, result.num_examples)
+
+    def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:
+        """Move c by ``p_k`` times the changes; who was absent has not changed."""
+        shares = before.memory["shares"][list(result.client_ids)]
+        change = UpdateMatrix(result.messages["change"], result.updates.blocks).combine(shares)
+        return replace(after, memory={**before.memory, "c": before.memory["c"] + change})

@@ -1,0 +1,360 @@
+"""What holds for every method of ``configs/algorithm``; a new yaml is found by itself, and needs an entry here."""
+
+import copy
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fedgh.algorithm.fedavg import FedAvg
+from fedgh.core.errors import ConfigurationError
+from fedgh.core.types import GlobalModel, Report, Start
+from fedgh.dataset.base import ImageDataset
+from fedgh.executor.ray import RayExecutor
+from fedgh.executor.sequential import SequentialExecutor
+from fedgh.executor.vectorized import VectorizedExecutor
+from fedgh.federation.round import first_state, run_round
+from fedgh.model.mlp import MLP
+from fedgh.storage import checkpoint as checkpoints
+
+NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "algorithm").glob("*.yaml"))
+CONTRACTS = ("fedgh", "mean", "median")  # C; coefficients; coordinates
+
+NEUTRAL = {
+    "ccvr": {},  # its phase comes after training
+    "ditto": {},  # the personal model never touches the global one
+    "fedavg": {},
+    "fedbn": {"norm": "any"},  # on a network without normalization
+    "feddecorr": {"beta": 0.0},
+    "feddisco": {"a": 0.0, "b": 0.0},
+    "feddyn": "as alpha goes to 0 the pull vanishes and h does not",
+    "fednova": "its weights divide and multiply by the number of steps, which rounds",
+    "fedper": {"own_parameters": []},
+    "fedprox": {"mu": 0.0},
+    "fedrep": {"own_parameters": [], "body_epochs": 2},
+    "ifca": {"num_models": 1},
+    "moon": {"mu": 0.0},
+    "sam": {"rho": 0.0},
+    "scaffold": "has no strength; its first round is FedAvg's, see test_scaffold",
+}
+"""Settings that make a method FedAvg to the bit, or why there are none."""
+
+ALONE = {"fedper": {"own_parameters": ["*"]}, "fedrep": {"own_parameters": ["*"], "body_epochs": 0}}
+"""Settings with which every client trains alone."""
+
+EXTRA_BYTES = {
+    "ditto": lambda p, b: (4 * (p + b), 0),  # the initial model, to those who have none of their own
+    "feddisco": lambda p, b: (0, 8 * 3),
+    "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter
+    "scaffold": lambda p, b: (4 * p, 4 * p),
+}
+"""Bytes that a client of the first round gets and sends beside the model, of so many parameters and buffers."""
+
+
+class Normed(nn.Module):
+    """Dense layer, BatchNorm and a dropout that can be vectorized."""
+
+    def __init__(self, normed):
+        super().__init__()
+        self.body, self.head = normed.body, normed.head
+
+    def features(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+class DoubleImages(ImageDataset):
+    """Normalizes to float64."""
+
+    def normalize(self, images):
+        return super().normalize(images).double()
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def federation_of(make, name, model="normed", aggregator="fedgh", **settings):
+    """Return six unequal clients, three of whom take part in a round."""
+    dataset = settings.pop("dataset", None) or make.dataset()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        module = Normed(make.normed()) if model == "normed" else MLP(dataset.image_shape, 3, hidden=[5])
+    if model == "mlp" and name == "fedbn":
+        settings = {"norm": "any", **settings}
+    executor = settings.pop("executor", SequentialExecutor)
+    algorithm = settings.pop("algorithm", None)
+    if algorithm is None:
+        algorithm = make.choice("algorithm", name, **{"local_epochs": 2, "batch_size": 4, **settings})
+    owners = torch.repeat_interleave(torch.arange(6), torch.tensor([5, 7, 9, 10, 13, 16])).numpy()
+    return make.federation(
+        owners=owners,
+        num_clients=6,
+        dataset=dataset,
+        module=module.to(torch.get_default_dtype()),
+        algorithm=algorithm,
+        aggregator=make.rule(aggregator),
+        executor=executor,
+        fraction=0.5,
+    )
+
+
+def play(federation, rounds, server=None):
+    """Return what came of rounds, each with rows of its own: the engine uses them again."""
+    server, outcomes = server or first_state(federation), []
+    for _ in range(rounds):
+        outcome = run_round(federation, server)
+        outcomes.append(replace(outcome, result=outcome.result.select(torch.ones(len(outcome.weights)).bool())))
+        server = outcome.server
+    return outcomes
+
+
+def three_rounds(make, name, model="normed", aggregator="fedgh"):
+    """Return a federation, its first state, and three rounds; played once for all tests, nobody may change them."""
+    key = name, model, aggregator
+    if key not in _PLAYED:
+        federation = federation_of(make, name, model, aggregator)
+        start = first_state(federation)  # before its model has played any client
+        _PLAYED[key] = federation, start, play(federation, 3, start)
+    return _PLAYED[key]
+
+
+_PLAYED = {}
+
+
+def tensors(value, path=""):
+    """Yield every tensor within a value, with where it is."""
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif is_dataclass(value):
+        yield from tensors(vars(value), path)
+    elif hasattr(value, "items"):
+        for key in sorted(value, key=str):
+            yield from tensors(value[key], f"{path}/{key}")
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from tensors(item, f"{path}/{index}")
+
+
+def different(one, other):
+    """Return where two server states differ, in any bit."""
+    first, second = dict(tensors(one)), dict(tensors(other))
+    return sorted(
+        first.keys() ^ second.keys() | {k for k in first.keys() & second.keys() if not torch.equal(first[k], second[k])}
+    )
+
+
+def shapes(state):
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+
+
+def test_every_method_says_when_it_is_fedavg():
+    assert sorted(NEUTRAL) == NAMES
+
+
+@pytest.mark.parametrize("aggregator", CONTRACTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_three_rounds_with_every_kind_of_aggregator(make, name, aggregator):
+    _, start, outcomes = three_rounds(make, name, aggregator=aggregator)
+    end = outcomes[-1].server
+    assert end.round_index == 3
+    for outcome in outcomes:
+        assert outcome.dropped == ()
+        assert outcome.aggregate is not None
+    assert all(tensor.isfinite().all() for _, tensor in tensors(end) if tensor.is_floating_point())
+    assert different(start.models, end.models)
+    assert end.params.dtype == torch.float32
+
+
+@pytest.mark.parametrize("model", ["normed", "mlp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_states_have_one_shape(make, name, model):
+    """Of all clients, from the first round on: what they keep, what their steps read, what they send."""
+    federation, start, outcomes = three_rounds(make, name, model)
+    servers = [start, *(outcome.server for outcome in outcomes)]
+    kept = [shapes(state) for server in servers for state in server.clients.values()]
+    starts = [
+        federation.algorithm.prepare(view) for server in servers for view in federation.executor.views(range(6), server)
+    ]
+    assert all(shape == kept[0] for shape in kept)
+    assert all(shapes(start.state) == shapes(starts[0].state) for start in starts)
+    sent = [{n: tuple(t.shape[1:]) for n, t in outcome.result.messages.items()} for outcome in outcomes]
+    assert all(names == sent[0] for names in sent)
+    assert all(shapes(server.memory) == shapes(servers[0].memory) for server in servers)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_stays_with_the_client(make, name):
+    """It is zero in every update, so it enters no cosine; the global model keeps its initial values there."""
+    federation, start, outcomes = three_rounds(make, name)
+    shared = federation.executor.shared
+    for outcome in outcomes:
+        updates = outcome.result.updates
+        assert (updates.rows != 0).any(1).all()
+        if shared is not None:
+            assert (updates.rows[:, ~shared] == 0).all()
+            assert torch.equal(outcome.server.params[~shared], start.params[~shared])
+            own = updates.rows[:, shared].double()
+            torch.testing.assert_close(outcome.gram, own @ own.T, rtol=1e-5, atol=1e-12)
+        assert federation.algorithm.own_buffers == torch.equal(outcome.server.buffers, start.buffers)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes(make, name):
+    federation, _, outcomes = three_rounds(make, name)
+    shared, buffers = federation.executor.shared, 0 if federation.algorithm.own_buffers else 12
+    params = federation.model.params.numel()
+    model = 4 * (params if shared is None else int(shared.sum())) + 4 * buffers + 8 * bool(buffers)
+    down, up = EXTRA_BYTES.get(name, lambda *_: (0, 0))(params, buffers)
+    assert outcomes[0].result.bytes_down == 3 * (model + down)
+    assert outcomes[0].result.bytes_up == 3 * (model + up)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resumes_to_the_same_bits(make, name, tmp_path):
+    """From a file, in a federation of its own."""
+    *_, outcomes = three_rounds(make, name)
+    path = checkpoints.save(checkpoints.Checkpoint(outcomes[0].server, "", "", {}, "", ""), tmp_path)
+    again = play(federation_of(make, name), 2, checkpoints.load(path).server)
+    assert different(outcomes[-1].server, again[-1].server) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_clients_changes_no_bit(make, name):
+    *_, outcomes = three_rounds(make, name)
+    federation = federation_of(make, name)
+    federation.executor.order = lambda clients: list(reversed(range(len(clients))))
+    assert different(outcomes[-1].server, play(federation, 3)[-1].server) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_round_changes_nothing_that_it_was_given(make, name):
+    federation = federation_of(make, name)
+    server = play(federation, 2)[-1].server
+    before = copy.deepcopy({key: value for key, value in vars(server).items() if key != "clients"})
+    clients = {k: {n: t.clone() for n, t in state.items()} for k, state in server.clients.items()}
+    run_round(federation, server)
+    assert different(before, {key: value for key, value in vars(server).items() if key != "clients"}) == []
+    assert different(clients, dict(server.clients)) == []
+
+
+@pytest.mark.parametrize("model", ["normed", "mlp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_many_clients_at_once(make, name, model, double):
+    """The vectorized executor gives the sequential one's numbers, what is kept and remembered among them."""
+    dataset = DoubleImages(**vars(make.dataset()))
+    ends = [
+        play(federation_of(make, name, model, dataset=dataset, executor=executor), 3)[-1].server
+        for executor in (SequentialExecutor, partial(VectorizedExecutor, width=2))
+    ]
+    first, second = (dict(tensors(end)) for end in ends)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        torch.testing.assert_close(
+            second[key], tensor, rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not isinstance(NEUTRAL[name], str)])
+def test_neutral_settings_are_fedavg_to_the_bit(make, name):
+    model = "mlp" if name == "fedbn" else "normed"
+    *_, plain = three_rounds(make, "fedavg", model)
+    ours = play(federation_of(make, name, model, **NEUTRAL[name]), 3)
+    for wanted, found in zip(plain, ours, strict=True):
+        assert different(wanted.server.models, found.server.models) == []
+        assert torch.equal(wanted.gram, found.gram)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone(FedAvg):
+    """Every client goes on from where it was."""
+
+    def prepare(self, client):
+        return Start(client.state.get("params", client.received.params), client.received.buffers)
+
+    def report(self, client, trained):
+        trained.update.zero_()
+        return Report({"params": trained.params.clone()})
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_with_everything_personal_clients_train_alone(make, name):
+    settings = {"lr": 0.01, "momentum": 0.9, "local_epochs": 2, "batch_size": 4}
+    alone = play(federation_of(make, name, "mlp", algorithm=make.algorithm(Alone, **settings)), 3)[-1].server
+    federation = federation_of(make, name, "mlp", **ALONE[name])
+    start = first_state(federation)
+    outcomes = play(federation, 3, start)
+    end = outcomes[-1].server
+    assert torch.equal(end.params, start.params)
+    assert all((outcome.result.updates.rows == 0).all() for outcome in outcomes)
+    for view in federation.executor.views(range(6), end):
+        wanted = alone.clients.get(view.client_id, {"params": start.params})["params"]
+        assert torch.equal(federation.algorithm.personal(view).params, wanted)
+    assert 0 < len(alone.clients) <= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_workers_of_ray_give_the_same_bits(make, name):
+    """One cluster for all of them, ended with this process."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedgh[ray]'")
+    import sys
+
+    from fedgh.executor import ray_cluster
+
+    ray_cluster.start(None, "executor.address", num_cpus=2)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[Normed.__module__])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[type(make.normed()).__module__])
+    small = {"cpus_per_worker": 0.5, "gpus_per_worker": None, "threads_per_worker": 1, "object_store_mib": None}
+    workers = partial(RayExecutor, address=None, num_workers=2, max_attempts=2, **small, row_dtype="float32")
+    federation = federation_of(make, name, executor=workers)
+    try:
+        end = play(federation, 3)[-1].server
+    finally:
+        federation.executor.close()
+    assert different(three_rounds(make, name)[2][-1].server, end) == []
+
+
+def accuracy_of(federation, server):
+    """Return the mean accuracy of the models that clients would use, on the test split."""
+    dataset, algorithm, right = federation.dataset, federation.algorithm, []
+    for view in federation.executor.views(range(federation.num_clients), server):
+        model = algorithm.personal(view) or view.received
+        assert isinstance(model, GlobalModel)
+        outputs, _ = view.run(model.params, dataset.normalized_test_inputs, model.buffers)
+        right.append(float((outputs.argmax(1) == dataset.test_targets).float().mean()))
+    return sum(right) / len(right)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learns_digits(make, name):
+    """Ten rounds beat the first one."""
+    dataset = make.choice("dataset", "digits")
+    torch.manual_seed(0)
+    algorithm = make.choice(
+        "algorithm", name, local_epochs=2, batch_size=32, **({"norm": "any"} if name == "fedbn" else {})
+    )
+    owners = torch.arange(len(dataset.train_targets)).numpy() % 8
+    module = MLP(dataset.image_shape, 10, hidden=[16])
+    parts = {"dataset": dataset, "module": module, "owners": owners, "num_clients": 8, "fraction": 0.5}
+    federation = make.federation(algorithm=algorithm, aggregator=make.rule("fedgh"), **parts)
+    outcomes = play(federation, 10)
+    if algorithm.overrides("complete"):
+        ask = partial(federation.executor.ask, outcomes[-1].server)
+        end = algorithm.complete(outcomes[-1].server, federation.model.blocks, ask, federation.seed)
+    else:
+        end = outcomes[-1].server
+    assert accuracy_of(federation, end) > accuracy_of(federation, outcomes[0].server) + 0.1
+
+
+def test_what_batch_normalization_is_needed_for_is_refused_without_it(make):
+    with pytest.raises(ConfigurationError, match=r"algorithm=fedbn keeps batch normalization .* this model has none"):
+        federation_of(make, "fedbn", "mlp", norm="batch")
