@@ -164,12 +164,12 @@ def test_a_report_is_for_readers(tmp_path):
 
 def test_federations_are_panels_side_by_side(tmp_path):
     runs = [
-        run for alpha in (10.0, 0.1, 1.0, 0.5) for run in sweep(tmp_path, ("FedAvg",), **{"partition.alpha": alpha})
+        run for alpha in (10.0, 0.1, 1.0, 0.5, 2.0) for run in sweep(tmp_path, ("FedAvg",), **{"partition.alpha": alpha})
     ]
     rows = curve_panels(Groups.of(runs))
     titles = [[panel[0] for panel in row] for row in rows]
-    first = ["α 0.1", "α 0.5", "α 1"]
-    assert titles == [first, first, ["α 10"], ["α 10"]]
+    first = ["α 0.1", "α 0.5", "α 1", "α 2"]
+    assert titles == [first[:3], first[:3], ["α 2", "α 10"], ["α 2", "α 10"]]
     head, table = over_seeds(Groups.of(runs))
     assert head[:2] == ["federation", "method"]
     assert [row[0] for row in table[::2]] == [*first, "α 10"]

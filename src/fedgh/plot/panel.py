@@ -148,7 +148,7 @@ def _panel(title: str, width: int, height: int, left: int, grid: Literal["", "y"
     axes = figure.add_axes((left / width, BOTTOM / total, (width - left - RIGHT) / width, height / total))
     axes.set_facecolor("none")
     plain(axes, grid)
-    axes.tick_params(labelsize=12, pad=5)
+    axes.tick_params(labelsize=12, pad=5, left=False, bottom=False)
     figure.text(left / width, 1 - 15 / total, title, color=INK, fontsize=13, fontweight="bold")
     figure.text(1 - RIGHT / width, 3 / total, "round", color=FAINT, fontsize=12, ha="right")
     return figure, axes
@@ -173,7 +173,8 @@ def _svg(figure: Figure, kind: str, more: str = "", last: str = "", curves: Sequ
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r'<g id="(curve|band)-(\d+)">', name, text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r"""font: ((?:\d+ )?[\d.]+px) [^;"]*""", r"font: \1 system-ui, sans-serif", text)
+    text = re.sub(r"""(font: [\d.]+px|font-family:) '[^;"]*""", r"\1 system-ui, sans-serif", text)
+    text = re.sub(r' (d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d)\d+", r"\1", found[0]), text)  # tenths of a pixel
     text = re.sub(r"\n\s*", " ", text.replace("base64,\n", "base64,"))
     body = text[text.index(">", text.index("<svg")) + 1 :].replace("</svg>", f"{last}</svg>")
     width, height = 72 * figure.get_size_inches()

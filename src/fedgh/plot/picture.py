@@ -300,7 +300,8 @@ def _draw_heat(figure: Figure, axes: Axes, counts: NDArray[Any]) -> None:
     values = np.ma.masked_equal(counts.T, 0)
     colours = colour_map("YlGnBu").with_extremes(bad="white")
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
-    colour_bar(figure, axes, image, "Samples", "{:,.0f}")
+    bar = colour_bar(figure, axes, image, "Samples", "{:,.0f}")
+    bar.set_ticks([step * 10**power for power in range(7) for step in (1, 2, 5) if step * 10**power <= norm.vmax])
 
 
 def _draw_labels(axes: Axes, shares: NDArray[Any], client_ids: Sequence[int]) -> None:

@@ -91,14 +91,15 @@ def colour_map(name: str) -> Any:
     return colormaps[name].with_extremes(bad="#c9cfd4")
 
 
-def colour_bar(figure: Figure, axes: Axes, image: Any, label: str, number: str) -> None:
-    """Add the colour scale, its numbers written by a format such as ``"{:.1f}"``."""
+def colour_bar(figure: Figure, axes: Axes, image: Any, label: str, number: str) -> Any:
+    """Add the colour scale and return it, its numbers written by a format such as ``"{:.1f}"``."""
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
     bar.ax.tick_params(which="both", length=0, labelsize=9, labelcolor=INK)
     bar.ax.yaxis.set_major_formatter(lambda value, _: number.format(value))
     bar.ax.yaxis.set_minor_formatter("")
     bar.set_label(label, color=INK, fontsize=9)
+    return bar
 
 
 def save_png(figure: Figure, path: str | Path) -> None:

@@ -30,6 +30,8 @@ NAMES = {
     "cifar100": "CIFAR-100",
     "tiny_imagenet": "Tiny-ImageNet",
     "Classes": "by class",
+    "Clipped": "clipped updates",
+    "Matched": "matched mean",
     "DirichletGuarded": "guarded Dirichlet",
     "TrimmedMean": "trimmed mean",
     "Median": "median",
@@ -40,6 +42,8 @@ NAMES = {
     "IMTLG": "IMTL-G",
 }
 """Names of data sets and parts where their own are no reader's."""
+SAID = {("aggregator.by", "gain"): "by coefficient sum", ("aggregator.by", "norm"): "by length"}
+"""Values that do not explain themselves: what the matched mean has in common with the other rule."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +112,8 @@ class Groups:
         datasets = list(dict.fromkeys(_dataset(str(run.settings.get("dataset._target_", "unknown"))) for run in runs))
         names = [", ".join(_say(k, v) for k, v in zip(told, values, strict=True) if v != "") for values in federations]
         labels = [_label(method, parameters) for method in methods]
+        brief = [_label(method, parameters, ("", "none")) for method in methods]
+        labels = brief if len(set(brief)) == len(brief) else labels
         return cls(labels, [name or datasets[0] for name in names], _styles(methods), members, datasets)
 
     def name(self, group: Group) -> str:
@@ -168,9 +174,9 @@ def _sorted(found: set[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     )
 
 
-def _label(method: tuple[Any, ...], parameters: Sequence[str]) -> str:
+def _label(method: tuple[Any, ...], parameters: Sequence[str], unsaid: Sequence[str] = ("",)) -> str:
     algorithm, rule = (NAMES.get(str(name), str(name)) for name in method[:2])
-    said = [_say(key, value) for key, value in zip(parameters, method[2:], strict=True) if value != ""]
+    said = [_say(key, value) for key, value in zip(parameters, method[2:], strict=True) if value not in unsaid]
     return ", ".join([algorithm if rule == "Mean" else f"{algorithm} + {rule}", *said])
 
 
@@ -182,6 +188,8 @@ def _say(key: str, value: Any) -> str:
     if key.endswith("_target_") or (key == "partition.alpha" and not number):
         server = "server " * (key == "server_optimizer._target_")
         return server + NAMES.get(str(short(value)), str(short(value)))
+    if (key, value) in SAID:
+        return SAID[key, value]
     if key in WORDS and number:
         return WORDS[key].format(value)
     group, _, rest = key.partition(".")

@@ -145,7 +145,7 @@ def write_csv(table: Sequence[Line], path: Path) -> None:
         return
     aside = path.with_suffix(".tmp")
     with aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]))
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in table)
     aside.replace(path)

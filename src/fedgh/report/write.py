@@ -170,7 +170,7 @@ def _write_others(document: Document, runs: Sequence[Run], apart: bool) -> None:
     _write_cost(document, {groups.name(group): group.finished for group in groups.members})
 
 
-def curve_panels(groups: Groups, columns: int = 3) -> list[list[tuple[str, str, list[Curve]]]]:
+def curve_panels(groups: Groups) -> list[list[tuple[str, str, list[Curve]]]]:
     """Return the panels of every federation, accuracy above conflict, some federations side by side."""
     drawn: dict[int, list[tuple[str, str, list[Curve]]]] = {}
     for federation, name in enumerate(groups.federations):
@@ -181,7 +181,7 @@ def curve_panels(groups: Groups, columns: int = 3) -> list[list[tuple[str, str, 
                 drawn.setdefault(federation, []).append((name, label, curves))
     if len(drawn) == 1:
         return list(drawn.values())  # one beside the other
-    rows = []
+    rows, columns = [], 2 if len(drawn) == 4 else 3
     for start in range(0, len(drawn), columns):
         beside = list(drawn.values())[start : start + columns]
         rows += [[of[row] for of in beside if row < len(of)] for row in range(max(map(len, beside)))]
