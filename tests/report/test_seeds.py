@@ -163,9 +163,8 @@ def test_a_report_is_for_readers(tmp_path):
 
 
 def test_federations_are_panels_side_by_side(tmp_path):
-    runs = [
-        run for alpha in (10.0, 0.1, 1.0, 0.5, 2.0) for run in sweep(tmp_path, ("FedAvg",), **{"partition.alpha": alpha})
-    ]
+    alphas = [{"partition.alpha": alpha} for alpha in (10.0, 0.1, 1.0, 0.5, 2.0)]
+    runs = [run for alpha in alphas for run in sweep(tmp_path, ("FedAvg",), **alpha)]
     rows = curve_panels(Groups.of(runs))
     titles = [[panel[0] for panel in row] for row in rows]
     first = ["α 0.1", "α 0.5", "α 1", "α 2"]

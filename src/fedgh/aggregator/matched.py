@@ -15,11 +15,12 @@ from fedgh.core.updates import UpdateMatrix
 
 @dataclass(frozen=True)
 class Matched(Aggregator):
-    """Go in the direction of the mean, as far as another rule would go in the same round.
+    """Go in the direction of the mean, as far as another rule would go in the same round: a mean of matched step.
 
-    FedAvg under this rule has FedGH's longer step without the harmonization, so that comparing the two leaves the
-    direction alone. The counterparts bring FedGH to the mean's step: ``aggregator=fedgh`` with
-    ``aggregator.rescale=sum_to_one`` (gain) or ``fedavg_norm`` (norm).
+    A control, not a method: FedAvg under this rule has FedGH's longer step without the harmonization, so that comparing
+    the two leaves the direction alone. The counterparts bring FedGH to the mean's step: ``aggregator=fedgh`` with
+    ``aggregator.rescale=sum_to_one`` (gain) or ``fedavg_norm`` (norm). Reports call the gain of a step "coefficient
+    sum", since gains in their tables are of accuracy.
 
     Attributes:
         rule: Whose step; one that gives coefficients.
