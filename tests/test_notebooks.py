@@ -47,10 +47,9 @@ def test_the_numbers_of_the_papers_tables_are_those_of_the_kept_report(monkeypat
     path = next(path for path in NOTEBOOKS if path.stem == "03_paper_tables")
     monkeypatch.chdir(path.parents[1])
     scope, compared = {}, 0
-    as_in_a_notebook = pandas.option_context("display.max_columns", 20, "display.width", 80)
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
-            with as_in_a_notebook:
+            with pandas.option_context("display.max_columns", 20, "display.width", 80):  # as in a notebook
                 now = shown("".join(cell["source"]), scope)
             for output in cell["outputs"]:
                 text = "".join(output.get("data", {}).get("text/plain", ""))
