@@ -16,7 +16,7 @@ from fedgh import config
 from fedgh.config.entry import give_up, in_sweep, launch
 from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError, StorageError
 from fedgh.core.types import ServerState
-from fedgh.federation.loop import Preparing, Remembering, train
+from fedgh.federation.loop import Preparing, memories, recall, train
 from fedgh.federation.round import Federation, first_state, to_device
 from fedgh.federation.rounding import rounding_note
 from fedgh.federation.stopping import last_words
@@ -90,7 +90,6 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     check_writable(run_dir)
     name, group = name_run(cfg)
     schedule, callbacks = config.build_schedule(cfg), [*config.build_callbacks(cfg), *search.reporting()]
-    remembering = [callback for callback in callbacks if isinstance(callback, Remembering)]
 
     federation = config.build_federation(cfg)
     stamp = Checkpoint(
@@ -105,8 +104,7 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
         checkpoints.check_fits(resumed, path, stamp.layout, stamp.dataset, stamp.partition)
         server = to_device(resumed.server, federation.model.device)
         stamp = replace(stamp, server=server, recorded=resumed.recorded)
-        for callback in remembering:
-            callback.recall(resumed.callbacks.get(type(callback).__name__, {}))
+        recall(callbacks, resumed.callbacks)
     folder = run_dir / "checkpoints"
     memory_limit = OmegaConf.select(cfg, "checkpoint.client_states_mib", default=64) << 20  # none in older runs
     clients = ClientStore.of(stamp.server.clients, checkpoints.client_folder(folder), memory_limit)
@@ -125,9 +123,8 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     recorder.picture("partition", figure)
 
     def save(server: ServerState) -> Path:
-        memory = {type(callback).__name__: callback.memory() for callback in remembering}
         recorded = recorder.keep(server.round_index) if server.round_index else ()
-        now = replace(stamp, server=server, callbacks=memory, recorded=recorded)
+        now = replace(stamp, server=server, callbacks=memories(callbacks), recorded=recorded)
         return checkpoints.save(now, folder, cfg.checkpoint.keep)
 
     if not resumed:

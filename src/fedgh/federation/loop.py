@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
@@ -62,6 +63,26 @@ class Remembering(Protocol):
     def recall(self, memory: dict[str, Any]) -> None:
         """Remember again what :meth:`memory` returned in the run that is resumed; empty if that had none."""
         ...
+
+
+def memories(callbacks: Sequence[object]) -> dict[str, dict[str, Any]]:
+    """Return what callbacks remember, by the name of their class; the second of a class is ``<name> 2``."""
+    return {name: callback.memory() for name, callback in _remembering(callbacks)}
+
+
+def recall(callbacks: Sequence[object], remembered: Mapping[str, dict[str, Any]]) -> None:
+    """Hand callbacks what :func:`memories` returned in the run that is resumed."""
+    for name, callback in _remembering(callbacks):
+        callback.recall(remembered.get(name, {}))
+
+
+def _remembering(callbacks: Sequence[object]) -> Iterator[tuple[str, Remembering]]:
+    seen = Counter[str]()
+    for callback in callbacks:
+        if isinstance(callback, Remembering):
+            name = type(callback).__name__
+            seen[name] += 1
+            yield name if seen[name] == 1 else f"{name} {seen[name]}", callback
 
 
 @runtime_checkable

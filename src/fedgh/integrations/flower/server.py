@@ -25,7 +25,7 @@ from fedgh import config
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.types import CohortResult, ServerState
 from fedgh.executor.base import Executor
-from fedgh.federation.loop import Preparing, Remembering, describe
+from fedgh.federation.loop import Preparing, describe, memories
 from fedgh.federation.round import Federation, first_state, run_round
 from fedgh.integrations.flower.deployment import build, compose, show_errors_as_one_line
 from fedgh.integrations.flower.records import PARTITION_ID, Layout, arrays_of, gather, metrics_in
@@ -93,9 +93,8 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
             recorder.record(row)
             server = outcome.server
             if schedule.due(schedule.checkpoint_every, server.round_index):
-                memory = {type(c).__name__: c.memory() for c in callbacks if isinstance(c, Remembering)}
                 recorded = recorder.keep(server.round_index)
-                now = replace(stamp, server=server, callbacks=memory, recorded=recorded)
+                now = replace(stamp, server=server, callbacks=memories(callbacks), recorded=recorded)
                 checkpoints.save(now, run_dir / "checkpoints", cfg.checkpoint.keep)
             shown = {name: row.metrics[name] for name in SHOWN if name in row.metrics}
             log.info("round %d of %d: %s", server.round_index, schedule.num_rounds, shown)
