@@ -85,7 +85,8 @@ def test_the_rule_of_the_run_gives_the_run_to_the_bit(run_dir, tmp_path, capsys)
 
 def test_the_next_parameters_are_those_of_the_checkpoint(run_dir):
     recording = read(run_dir / "recording" / "round_000002.safetensors")
-    federation, batch_size = replay.rebuild(recording, run_dir, cfg("replay", "recording=x"))
+    stored = replay.stored_config(recording, run_dir, [])
+    federation, batch_size = config.build_federation(stored), stored.evaluation.batch_size
     rule = federation.aggregator
     aggregate = rule(recording.updates, recording.gram, recording.cohort, {})
     params, _ = federation.server_optimizer.step(recording.before.params, aggregate.update, recording.before.optimizer)
@@ -148,7 +149,7 @@ def test_bfloat16_rows_are_recorded_as_they_are_and_replay_to_the_bit(tmp_path):
 
 def test_running_statistics_are_those_after_the_round(run_dir, monkeypatch):
     recording = read(find(run_dir)[0])
-    federation, _ = replay.rebuild(recording, run_dir, cfg("replay", "recording=x"))
+    federation = config.build_federation(replay.stored_config(recording, run_dir, []))
     recording = replace(recording, buffers=torch.tensor([3.0]), counters=torch.tensor([7]))
     evaluated = []
     monkeypatch.setattr(
@@ -247,7 +248,7 @@ def test_recordings_of_two_models_are_told_apart(run_dir, copy, tmp_path):
 
 def test_another_data_set_is_told(run_dir, monkeypatch):
     recording = read(find(run_dir)[0])
-    federation, _ = replay.rebuild(recording, run_dir, cfg("replay", "recording=x"))
+    federation = config.build_federation(replay.stored_config(recording, run_dir, []))
     with pytest.raises(
         CheckpointError, match=r"is of another data set: fingerprint \w{12} there and 0123 here; the files"
     ):

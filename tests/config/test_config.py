@@ -84,7 +84,9 @@ def test_everything_is_resolved_and_the_composed_config_is_left_alone(root_confi
     resolved = config.resolve(raw)
     assert resolved.dataset.root == "there/cifar10"
     assert OmegaConf.to_container(raw, resolve=False)["dataset"]["root"] == "${paths.data_dir}/cifar10"
-    assert "${" not in OmegaConf.to_yaml(resolved)
+    stored = OmegaConf.to_yaml(resolved)
+    assert "root: ${paths.data_dir}/cifar10" in stored, "the data may be moved"
+    assert set(re.findall(r"\$\{[^}]*\}", stored)) <= {"${paths.data_dir}", "${paths.output_dir}"}
 
 
 def test_a_stored_config_comes_back_and_validates(composed):
@@ -236,5 +238,9 @@ def test_two_runs_never_share_a_directory(tmp_path):
     first, second = (_run_dir(None, "logs", "train") for _ in range(2))
     assert first != second
     assert re.fullmatch(r"logs/train/runs/[\d_-]{26,}", first)
+    assert _run_dir(str(tmp_path), "logs", "train") != str(tmp_path), "there is no run in it"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "round_000001.ckpt").touch()
     assert _run_dir(str(tmp_path), "logs", "train") == str(tmp_path)
+    assert _run_dir(str(tmp_path / "checkpoints" / "round_000001.ckpt"), "logs", "train") == str(tmp_path)
     assert _run_dir(str(tmp_path / "typo"), "logs", "train") not in (first, second, str(tmp_path / "typo"))

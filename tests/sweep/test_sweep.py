@@ -211,7 +211,8 @@ def test_a_job_whose_config_changed_is_refused_and_kept(cli, finished):
     assert answer.code == 1
     assert re.search(
         r"job 2 failed: \S+/2 holds a run with other settings: algorithm.batch_size=5 instead of 64; it is left as it "
-        r"was. Give the settings it was started with, or start a new sweep without sweep.resume",
+        r"was. Give the settings it was started with, go on with that one, fedgh-train resume=\S+/2, or start a new "
+        r"sweep without sweep.resume",
         answer.out,
     ), answer.out
     assert {path: path.read_bytes() for path in before} == before
@@ -246,7 +247,9 @@ def test_two_sweeps_in_one_directory(cli, finished):
     with claim(finished, ""):
         answer = cli(*inside, "sweep.resume=true")
     assert answer.code == 2
-    assert re.search(rf"/finished is in use by process {os.getpid()} on \S+ since .*; wait for it, or", answer.err)
+    assert re.search(
+        rf"/finished is in use by process {os.getpid()} on this machine since .*; wait for it, or", answer.err
+    )
     answer = cli(*inside)
     assert answer.code == 2
     assert re.search(
@@ -265,7 +268,7 @@ def test_two_processes_in_one_run(cli):
         assert holder.stdout.readline() == b"held\n"
         again = cli(f"resume={answer.run_dir}", "num_rounds=3")
         assert again.code == 2
-        assert f"{answer.run_dir} is in use by process {holder.pid} on" in again.err
+        assert f"{answer.run_dir} is in use by process {holder.pid} on this machine" in again.err
         holder.kill()
         holder.wait()
     assert cli(f"resume={answer.run_dir}", "num_rounds=3").code == 0
@@ -366,7 +369,7 @@ def test_a_claim_ends_with_its_context(tmp_path):
     with ExitStack() as held:
         held.enter_context(claim(tmp_path / "new", "wait"))
         with (
-            pytest.raises(ConfigurationError, match=r"/new is in use by process \d+ on .*; wait"),
+            pytest.raises(ConfigurationError, match=r"/new is in use by process \d+ on this machine .*; wait"),
             claim(tmp_path / "new", "wait"),
         ):
             pass

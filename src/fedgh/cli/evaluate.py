@@ -23,11 +23,11 @@ def main() -> None:
 
 def run(cfg: DictConfig) -> float:
     """Print and write the global and per-client results of a checkpoint; return the main global score."""
+    words, asked = config.typed_words(cfg), cfg
     cfg = config.resolve(cfg)
-    path = Path(cfg.checkpoint)
-    saved, path = checkpoints.load_newest(path / "checkpoints") if path.is_dir() else (checkpoints.load(path), path)
-    stored = config.parse(saved.config)
+    stored, saved, path = config.reopen(Path(str(cfg.checkpoint)), cfg.trust)
     stored.trainer.accelerator = "auto"  # a run that trained on a GPU can be evaluated without one
+    stored = config.apply_where(stored, asked, words)
     config.validate(stored)
     federation = config.build_federation(stored)
     layout = checkpoints.layout_of(federation.model)
@@ -42,6 +42,7 @@ def run(cfg: DictConfig) -> float:
     sizes = federation.partition.sizes.tolist()
 
     output_dir = Path(cfg.paths.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "evaluation.json").write_text(json.dumps({"checkpoint": str(path), **metrics}, indent=2) + "\n")
     with (output_dir / "clients.csv").open("w", newline="") as file:
         writer = csv.writer(file)

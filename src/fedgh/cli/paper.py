@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh import config
 from fedgh.config.rules import aggregator_names
 from fedgh.config.typed import known_keys
+from fedgh.core.command import command, setting
 from fedgh.core.errors import ConfigurationError, DataError, FedGHError
 from fedgh.paper import matrix
 from fedgh.paper.matrix import Cell
@@ -166,7 +165,7 @@ def plan(summary: str, commands: Sequence[Sequence[str]], outcomes: Sequence[Out
     for outcome in outcomes:
         if outcome.status == "failed":
             reasons.setdefault(outcome.message, []).append(outcome.job.name)
-    lines = [shlex.join(["fedgh-train", *arguments]) for arguments in commands] + [f"# {summary}"]
+    lines = [command("fedgh-train", *arguments) for arguments in commands] + [f"# {summary}"]
     for reason, names in reasons.items():
         lines += [f"# cannot be run: {reason}", *(f"#     {name}" for name in names)]
     return "\n".join(lines)
@@ -181,7 +180,7 @@ def closing(outcomes: Sequence[Outcome], request: Request) -> str:
     if unfinished:
         lines.append("go on           the same command again")
     if len(unfinished) < len(outcomes):
-        lines.append(f"tables          fedgh-report runs={request.folder}")
+        lines.append(f"tables          {command('fedgh-report', setting('runs', request.folder))}")
     return "\n".join(lines)
 
 
@@ -210,8 +209,7 @@ def composed(cell: Cell, request: Request) -> dict[str, Any]:
 def _composed(overrides: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
     cfg = config.compose([*overrides, *extra])
     config.validate(cfg)
-    content: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    return content
+    return config.to_values(cfg)
 
 
 def missing_data(dataset: Mapping[str, Any], cell: Cell) -> str:

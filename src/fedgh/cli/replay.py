@@ -45,11 +45,14 @@ def run(cfg: DictConfig) -> float:
     Returns:
         Test accuracy under the rule, mean over the recorded rounds, for sweeps that search.
     """
+    words, asked = config.typed_words(cfg), cfg
     cfg = config.resolve(cfg)
     rule: Aggregator = config.build(cfg.aggregator)
-    paths = find(Path(cfg.recording))
+    paths = find(Path(str(cfg.recording)))
     recording = read(paths[0])
-    federation, batch_size = rebuild(recording, paths[0], cfg)
+    stored = config.apply_where(stored_config(recording, paths[0], cfg.trust), asked, words)
+    config.validate(stored)
+    federation, batch_size = config.build_federation(stored), stored.evaluation.batch_size
 
     output_dir = Path(cfg.paths.output_dir)
     folder = Path(HydraConfig.get().sweep.dir) if in_sweep() else output_dir
@@ -58,7 +61,7 @@ def run(cfg: DictConfig) -> float:
     for path in paths:
         recording = recording if path == paths[0] else read(path)
         check_fits(recording, path, federation.model, federation.dataset.fingerprint)
-        stored = config.parse(recording.config)
+        stored = stored_config(recording, path, cfg.trust)
         if stored.aggregator == cfg.aggregator:  # the rule of the run goes on with what it remembered
             memory = dict(recording.before.aggregator)
         federation = replace(federation, server_optimizer=config.build(stored.server_optimizer))
@@ -75,21 +78,19 @@ def run(cfg: DictConfig) -> float:
     return sum(float(line["acc"]) for line in lines) / len(lines)
 
 
-def rebuild(recording: Recording, path: Path, cfg: DictConfig) -> tuple[Federation, int]:
-    """Return the federation that was recorded, and its evaluation batch size.
+def stored_config(recording: Recording, path: Path, trust: Sequence[str]) -> DictConfig:
+    """Return the config of the run that was recorded.
 
     Raises:
-        CheckpointError: If the recording holds no config.
+        CheckpointError: If the recording holds none.
+        ConfigurationError: If it asks for parts that are not ours, see :func:`fedgh.config.parse`.
     """
     if not recording.config:
         raise CheckpointError(f"recording {path} holds no config; record the run again with fedgh-train")
-    stored = config.parse(recording.config)
+    stored = config.parse(recording.config, trust)
     stored.callback = {}  # nothing is trained
     stored.resume = None
-    if "trainer" in cfg:
-        stored.trainer = cfg.trainer
-    config.validate(stored)
-    return config.build_federation(stored), stored.evaluation.batch_size
+    return stored
 
 
 def replay(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedgh import config
 from fedgh.config.entry import give_up, in_sweep, launch
+from fedgh.core.command import command, resume_command, setting
 from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError, StorageError
 from fedgh.core.types import ServerState
 from fedgh.federation.loop import Preparing, memories, recall, train
@@ -24,7 +26,7 @@ from fedgh.metric.summary import closing_numbers
 from fedgh.plot import picture
 from fedgh.storage import checkpoint as checkpoints
 from fedgh.storage.checkpoint import Checkpoint
-from fedgh.storage.claim import claim
+from fedgh.storage.claim import has_files, run_directory
 from fedgh.storage.client_store import ClientStore
 from fedgh.storage.durable import cause_of, is_about_the_disk
 from fedgh.storage.provenance import check_writable, provenance
@@ -53,7 +55,7 @@ def run(cfg: DictConfig) -> float | None:
         return run_job(cfg, start)
     if cfg.sweep.resume is not False:
         return go_on_or_begin(cfg)
-    return resume(cfg) if cfg.resume else start(config.resolve(cfg))
+    return federate(config.resolve(cfg)) if cfg.resume is None else resume(cfg)
 
 
 def go_on_or_begin(cfg: DictConfig) -> float | None:
@@ -62,7 +64,7 @@ def go_on_or_begin(cfg: DictConfig) -> float | None:
     Raises:
         ConfigurationError: If what was typed is meant for a sweep.
     """
-    if cfg.sweep.resume is not True or cfg.resume:
+    if cfg.sweep.resume is not True or cfg.resume is not None:
         raise ConfigurationError(
             "sweep.resume=<directory> goes on with a sweep, which takes -m; for one run type resume=<directory>"
         )
@@ -73,20 +75,78 @@ def go_on_or_begin(cfg: DictConfig) -> float | None:
 
 
 def start(cfg: DictConfig, again: bool = False) -> float | None:
-    """Run one federation in a directory that no other process writes to.
+    """Run one federation, or go on with it from the checkpoint in its directory, with the config kept there.
 
     Args:
-        cfg: The run's resolved config.
-        again: Whether to go on from the checkpoint in the run's directory, with the config kept there.
+        cfg: The run's resolved config. Packages that it builds parts from are trusted in the stored one, too.
+        again: Whether there is such a checkpoint.
     """
-    with claim(Path(cfg.paths.output_dir), "wait until it has ended"):
-        return federate(*reopen(Path(cfg.paths.output_dir))) if again else federate(cfg)
+    if not again:
+        return federate(cfg)
+    run_dir, trust = Path(cfg.paths.output_dir), [*cfg.trust, *config.foreign(cfg)]
+    with run_directory(run_dir, resumed=True):
+        return carry_out(*config.reopen(run_dir, trust))
 
 
-def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | None = None) -> float | None:
-    """Run one federation from its beginning, or from a checkpoint read from a path, to its end."""
-    run_dir = Path(cfg.paths.output_dir)
+def federate(cfg: DictConfig) -> float | None:
+    """Run one federation from its beginning to its end, in a directory that holds no other run.
+
+    Args:
+        cfg: A resolved config, as :func:`fedgh.config.compose` returns it.
+
+    Raises:
+        FedGHError: If something in it cannot be, for instance because ``paths.output_dir`` holds a run.
+    """
     config.validate(cfg)
+    with run_directory(Path(cfg.paths.output_dir), resumed=False):
+        return carry_out(cfg)
+
+
+def resume(cfg: DictConfig) -> float | None:
+    """Go on with the run that ``resume`` names, by its directory or one of its checkpoints, with its own config.
+
+    Only ``num_rounds`` may be given anew, and what says where to run (:data:`fedgh.config.WHERE`).
+
+    Raises:
+        CheckpointError: If there is no such run.
+        ConfigurationError: If other settings are given beside ``resume``, or the run cannot go on.
+    """
+    words = config.typed_words()
+    named, typed = Path(str(cfg.resume)), [config.key_of(word) for word in words]
+    if not str(cfg.resume):
+        raise ConfigurationError("resume= is empty; type resume=<run directory>, or leave it out to start a new run")
+    named = named if named.exists() else named.expanduser()
+    run_dir = checkpoints.run_of(named)
+    if not run_dir.is_dir():
+        raise CheckpointError(f"resume={cfg.resume} is not a directory; expected a run such as logs/train/runs/<time>")
+    free = ("resume", "num_rounds", "trust")
+    given = [word for word, key in zip(words, typed, strict=True) if key not in free and not config.is_where(key)]
+    if given:
+        raise ConfigurationError(
+            f"a resumed run keeps its own config, but {', '.join(given)} was given too; leave it out, or start a new "
+            f"run without resume=... (only num_rounds may change, and where it runs: {', '.join(config.WHERE)})"
+        )
+    if not has_files(run_dir / "checkpoints"):
+        checkpoints.load_newest(run_dir / "checkpoints")  # says that there is none
+    if not os.access(run_dir, os.W_OK):
+        raise ConfigurationError(f"cannot write to {run_dir}; copy the run to a folder of yours and resume the copy")
+    with run_directory(run_dir, resumed=True):
+        stored, saved, path = config.reopen(named, cfg.trust)
+        stored = config.apply_where(stored, cfg, words)
+        stored.num_rounds = cfg.num_rounds if "num_rounds" in typed else stored.num_rounds
+        finished = saved.server.round_index
+        if stored.num_rounds < finished:
+            raise ConfigurationError(
+                f"num_rounds={stored.num_rounds} is below the {finished} rounds that {run_dir} has finished"
+            )
+        config.validate(stored)
+        log.info("resuming %s after round %d", run_dir, finished)
+        return carry_out(stored, saved, path)
+
+
+def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | None = None) -> float | None:
+    """Run a federation to its end, from its beginning or from a checkpoint read from a path; its directory is held."""
+    run_dir = Path(cfg.paths.output_dir)
     check_writable(run_dir)
     name, group = name_run(cfg)
     schedule, callbacks = config.build_schedule(cfg), [*config.build_callbacks(cfg), *search.reporting()]
@@ -94,7 +154,7 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
     federation = config.build_federation(cfg)
     stamp = Checkpoint(
         server=first_state(federation),
-        config=OmegaConf.to_yaml(cfg),
+        config=config.to_text(cfg),
         wandb_id=resumed.wandb_id if resumed else config.new_wandb_id(),
         layout=checkpoints.layout_of(federation.model),
         dataset=federation.dataset.fingerprint,
@@ -114,13 +174,7 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
         if isinstance(callback, Preparing):
             callback.prepare(federation, schedule, stamp.server)
     federation.executor.open()
-    introduce(cfg, federation, run_dir)
-
     loggers = config.build_loggers(cfg, run_dir, stamp.wandb_id, name, group)
-    recorder = Recorder(run_dir, loggers, first_round=stamp.server.round_index + 1, kept=stamp.recorded)
-    figure = picture.partition_figure(federation.partition.class_counts)
-    picture.save_png(figure, run_dir / "partition.png")
-    recorder.picture("partition", figure)
 
     def save(server: ServerState) -> Path:
         recorded = recorder.keep(server.round_index) if server.round_index else ()
@@ -128,10 +182,16 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
         return checkpoints.save(now, folder, cfg.checkpoint.keep)
 
     if not resumed:
-        save(stamp.server)  # so that a run killed in its first round can be resumed, too
-    status, summary = "failed", dict[str, float]()
+        save(stamp.server)  # first of all: whatever is in the directory from here on can be gone on with
+    introduce(cfg, federation, run_dir)
+    recorder = Recorder(run_dir, loggers, first_round=stamp.server.round_index + 1, kept=stamp.recorded)
+    figure = picture.partition_figure(federation.partition.class_counts)
+    picture.save_png(figure, run_dir / "partition.png")
+    recorder.picture("partition", figure)
+
+    again, status, summary = resume_command(run_dir, *trust_words(cfg)), "failed", dict[str, float]()
     try:
-        with last_words(lost_to_ray(run_dir)) if federation.executor.may_end_the_process else nullcontext():
+        with last_words(lost_to_ray(again)) if federation.executor.may_end_the_process else nullcontext():
             server, signal_number = train(federation, stamp.server, schedule, recorder, save, callbacks)
         status = "success" if not signal_number else "failed"
         summary = summarize(run_dir, server.round_index, f"{cfg.name}, seed {cfg.seed}")
@@ -141,65 +201,19 @@ def federate(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | No
         if isinstance(error, OSError) and not is_about_the_disk(error):
             raise
         what = error if isinstance(error, StorageError) else f"cannot write to {run_dir}: {cause_of(error)}"
-        raise StorageError(f"{what}; free space there, then go on: fedgh-train resume={run_dir}") from error
+        raise StorageError(f"{what}; free space there, then go on: {again}") from error
     finally:
         federation.executor.close()
         recorder.close(status, summary if status == "success" else None)
-    farewell(run_dir, server.round_index, cfg.num_rounds, summary)
+    print_results(cfg, server.round_index, summary)
     if signal_number:
         sys.exit(128 + signal_number)
     return summary.get("final/acc")
 
 
-def resume(cfg: DictConfig) -> float | None:
-    """Go on with the run that ``resume`` names; the only setting that may be given anew is ``num_rounds``.
-
-    Raises:
-        CheckpointError: If there is no such run.
-        ConfigurationError: If other settings are given beside ``resume``.
-    """
-    run_dir = Path(cfg.resume)
-    if not run_dir.is_dir():
-        raise CheckpointError(f"resume={cfg.resume} is not a directory; expected a run such as logs/train/runs/<time>")
-    given = [o for o in HydraConfig.get().overrides.task if not o.startswith(("resume=", "num_rounds="))]
-    if given:
-        raise ConfigurationError(
-            f"a resumed run keeps its own config, but {', '.join(given)} was given too; leave it out, or start a new "
-            "run without resume=... (only num_rounds may change)"
-        )
-    longer = any(o.startswith("num_rounds=") for o in HydraConfig.get().overrides.task)
-    with claim(run_dir, "wait until it has ended"):
-        return federate(*reopen(run_dir, cfg.num_rounds if longer else None))
-
-
-def reopen(run_dir: Path, num_rounds: int | None = None) -> tuple[DictConfig, Checkpoint, Path]:
-    """Return the config that a run was started with, its newest readable checkpoint, and where that is.
-
-    Args:
-        run_dir: Of the run.
-        num_rounds: In place of the run's own.
-
-    Raises:
-        CheckpointError: If there is no checkpoint.
-        ConfigurationError: If the run has finished more rounds than that.
-    """
-    saved, path = checkpoints.load_newest(run_dir / "checkpoints")
-    stored = config.parse(saved.config)
-    if stored.paths.output_dir != str(run_dir):  # the run was moved, or is named from another folder
-        stored = config.parse(saved.config.replace(stored.paths.output_dir, str(run_dir)))
-    if num_rounds is not None:
-        stored.num_rounds = num_rounds
-    if stored.num_rounds < saved.server.round_index:
-        raise ConfigurationError(
-            f"num_rounds={stored.num_rounds} is below the {saved.server.round_index} rounds that {run_dir} has finished"
-        )
-    log.info("resuming %s after round %d", run_dir, saved.server.round_index)
-    return stored, saved, path
-
-
 def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
     """Write what a reader of the run needs, and print the partition's card."""
-    OmegaConf.save(cfg, run_dir / "config.yaml")
+    config.save(cfg, run_dir / "config.yaml")
     (run_dir / "provenance.json").write_text(json.dumps(provenance(federation.model.device), indent=2) + "\n")
     federation.partition.save(run_dir / "partition.npz")
     dataset = federation.dataset
@@ -207,7 +221,7 @@ def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
         f"{dataset.name}: {len(dataset.train_inputs):,} training and {len(dataset.test_inputs):,} test {dataset.noun}, "
         f"{dataset.num_classes} classes; {type(federation.model.module).__name__} with "
         f"{federation.model.params.numel():,} parameters on {federation.model.device}\n{federation.partition.card()}\n"
-        f"if it is stopped     fedgh-train resume={run_dir}\n"
+        f"if it is stopped     {resume_command(run_dir, *trust_words(cfg))}\n"
     )
     if note := rounding_note(federation.model.module, federation.algorithm):
         log.info("%s", note)
@@ -244,16 +258,21 @@ def summarize(run_dir: Path, finished: int, name: str) -> dict[str, float]:
     return summary
 
 
-def lost_to_ray(run_dir: Path) -> str:
-    """Return what is said when Ray ends this process, which it does without a word."""
+def lost_to_ray(again: str) -> str:
+    """Return what is said when Ray ends this process, which it does without a word.
+
+    Args:
+        again: What to type to go on.
+    """
     return (
         "error: this process was ended from outside, by Ray if its head or its node on this machine is lost; finished "
-        f"rounds are kept. Start Ray again where it was started by hand, then go on: fedgh-train resume={run_dir}"
+        f"rounds are kept. Start Ray again where it was started by hand, then go on: {again}"
     )
 
 
-def farewell(run_dir: Path, finished: int, num_rounds: int, summary: dict[str, float]) -> None:
+def print_results(cfg: DictConfig, finished: int, summary: dict[str, float]) -> None:
     """Print the summary, where everything is, and the commands that come next."""
+    run_dir, trust = Path(cfg.paths.output_dir), trust_words(cfg)
     lines = [""]
     if "final/acc" in summary:
         lines += [
@@ -264,14 +283,20 @@ def farewell(run_dir: Path, finished: int, num_rounds: int, summary: dict[str, f
             f"conflict ratio  {summary['final/conflict_ratio']:.1%} final, "
             f"{summary['mean/conflict_ratio']:.1%} mean over the rounds"
         ]
-    lines += [f"rounds          {finished} of {num_rounds}", f"written to      {run_dir}"]
+    lines += [f"rounds          {finished} of {cfg.num_rounds}", f"written to      {run_dir}"]
     if finished:
-        lines += [f"evaluate        fedgh-evaluate checkpoint={newest(run_dir)}"]
-    if finished < num_rounds:
-        lines += [f"resume          fedgh-train resume={run_dir}"]
+        lines += [f"evaluate        {command('fedgh-evaluate', setting('checkpoint', newest(run_dir)), *trust)}"]
+    if finished < cfg.num_rounds:
+        lines += [f"resume          {resume_command(run_dir, *trust)}"]
     else:
-        lines += [f"go on           fedgh-train resume={run_dir} num_rounds={2 * num_rounds}"]
+        lines += [f"go on           {resume_command(run_dir, setting('num_rounds', 2 * cfg.num_rounds), *trust)}"]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def trust_words(cfg: DictConfig) -> list[str]:
+    """Return the setting without which a stored config would not build this run's own parts, if it has any."""
+    packages = config.foreign(cfg)
+    return [setting("trust", packages)] if packages else []
 
 
 def newest(run_dir: Path) -> Path:

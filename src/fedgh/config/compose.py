@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -14,11 +16,13 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.machine import usable_cores
+from fedgh.storage.checkpoint import run_of
+from fedgh.storage.claim import found_of_run, has_files
 
 INFINITIES = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 _PACKAGED = Path(__file__).parents[1] / "configs"
@@ -26,10 +30,20 @@ CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] 
 """The config tree: inside an installed package, else beside ``src`` in a checkout."""
 
 
-def _run_dir(resume: str | None, log_dir: str, task: str) -> str:
-    if resume and Path(resume).is_dir():
-        return str(resume)
+def _run_dir(resume: object, log_dir: str, task: str) -> str:
+    """Return the directory of a run: that of the one to go on with, if it can be written to, else a new one."""
+    if resume is not None and str(resume):
+        run = run_of(Path(str(resume)))
+        if has_files(run / "checkpoints") and os.access(run, os.W_OK):
+            return str(run)
     return str(Path(log_dir) / task / "runs" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+
+
+def _record_dir(resume: object, folder: str) -> str | None:
+    """Return where in a directory Hydra records what was typed; nowhere in that of a run or sweep it does not make."""
+    if resume is not None:
+        return ".hydra_resumed"
+    return None if found_of_run(Path(folder)) else ".hydra"
 
 
 def _jobs_at_once() -> int:
@@ -46,7 +60,7 @@ def _run_name() -> str:
 
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)
-OmegaConf.register_new_resolver("if_set", lambda value, yes, no: yes if value else no, replace=True)
+OmegaConf.register_new_resolver("record_dir", _record_dir, replace=True)
 OmegaConf.register_new_resolver("if_gpu", lambda yes, no: yes if torch.cuda.is_available() else no, replace=True)
 OmegaConf.register_new_resolver("jobs_at_once", _jobs_at_once, replace=True)
 
@@ -75,25 +89,37 @@ def composer() -> nullcontext[None] | initialize_config_dir:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """Return the config with all interpolations replaced by their values.
+    """Return the config with all interpolations replaced by their values, but for what lies in one of its ``paths``.
+
+    That stays ``${paths.<key>}/...``: a run may be moved, and its data, so these keys are told where they are by
+    setting ``paths`` and nothing else.
 
     Raises:
         ConfigurationError: If one cannot be resolved or a mandatory value is missing.
     """
-    cfg = cfg.copy()
+    asked = cfg.copy()
     try:
-        OmegaConf.resolve(cfg)
-        missing = OmegaConf.missing_keys(cfg)
+        paths: Any = OmegaConf.to_container(asked.paths, resolve=True) if "paths" in asked else {}
+        with read_write(asked), open_dict(asked):
+            for key in paths:
+                asked.paths[key] = _MARK.format(key)
+        content: Any = OmegaConf.to_container(asked, resolve=True)
+        missing = OmegaConf.missing_keys(asked)
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"the config cannot be resolved: {error}") from error
     if missing:
         keys = ", ".join(sorted(missing))
         raise ConfigurationError(f"these keys need a value: {keys}; type for instance {sorted(missing)[0]}=...")
-    _normalize(cfg)
+    content = map_text(content, lambda text: _MARKED.sub(r"${paths.\1}", literal(text)))
+    if paths:
+        content["paths"] = map_text(paths, literal)
+    resolved: DictConfig = OmegaConf.create(content)
+    _normalize(resolved)
     for key in ("tags", "logger.wandb.tags"):
-        if isinstance(tags := OmegaConf.select(cfg, key), str | int | float):
-            OmegaConf.update(cfg, key, [tags])
-    return cfg
+        if isinstance(tags := OmegaConf.select(resolved, key), str | int | float):
+            OmegaConf.update(resolved, key, [tags])
+    OmegaConf.set_struct(resolved, OmegaConf.is_struct(cfg))
+    return resolved
 
 
 def _normalize(node: Any) -> None:
@@ -107,9 +133,19 @@ def _normalize(node: Any) -> None:
             node[key] = INFINITIES[value.lower()]
 
 
-def parse(text: str) -> DictConfig:
-    """Return the config that a checkpoint stored as YAML."""
-    stored = OmegaConf.create(text)
-    if not isinstance(stored, DictConfig):
-        raise ConfigurationError(f"the stored config is not a mapping: {text[:80]!r}")
-    return stored
+_MARK = "<paths:{}>"
+_MARKED = re.compile(r"<paths:(\w+)>")
+
+
+def map_text(tree: Any, change: Callable[[str], str]) -> Any:
+    """Return nested mappings and lists with every text changed; keys and everything else stay."""
+    if isinstance(tree, dict):
+        return {key: map_text(value, change) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [map_text(value, change) for value in tree]
+    return change(tree) if isinstance(tree, str) else tree
+
+
+def literal(text: str) -> str:
+    """Return a text such that OmegaConf sees no interpolation in it."""
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)

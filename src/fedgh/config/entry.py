@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -19,7 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedgh.config import CONFIG_DIR, quieten, transcript
 from fedgh.config.typed import check_typed, explain
+from fedgh.config.where import ready
 from fedgh.core.errors import FedGHError
+from fedgh.storage.claim import leave_nothing_behind
 
 
 def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -27,7 +30,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hand exceptions on to us instead of printing a traceback
     sys.argv[0] = sys.argv[0] or f"fedgh-{config_name}"  # nothing after `python -m` of a module's old name
     # Hydra takes -m before or after all overrides, not between them
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    sys.argv[1:] = sorted(ready(sys.argv[1:], config_name), key=lambda argument: argument not in ("-m", "--multirun"))
     quieten()
     speak_plainly()
     refused: list[FedGHError] = []
@@ -40,6 +43,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
             if in_sweep():
                 raise
             transcript.keep(f"\nerror: {error}\n")
+            leave_nothing_behind(Path(HydraConfig.get().runtime.output_dir))
             refused.append(error)
 
     try:

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedgh.config.build import build
+from fedgh.config.stored import to_values
 from fedgh.config.wandb import WANDB_MODES, shortened
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,11 @@ def build_loggers(cfg: DictConfig, run_dir: Path, wandb_id: str, name: str, grou
         if key == "wandb":
             if (mode := wandb_mode(cfg.logger.mode)) == "disabled":
                 continue
-            config = OmegaConf.to_container(cfg, resolve=True)
             extra = {
                 "id": wandb_id,
                 "name": shortened(node.name or name),
                 "group": shortened(node.group or group),
-                "config": config,
+                "config": to_values(cfg),
             }
             patience = cfg.logger.get("patience", 60)  # runs stored before the setting existed go on without it
             loggers.append(_wandb_logger(node, run_dir, mode, patience, extra))
@@ -85,7 +85,7 @@ def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, e
         console="off", silent=True, init_timeout=patience, finish_timeout=patience, finish_timeout_raises=True
     )
     common = {**extra, "save_dir": str(run_dir), "resume": "allow", "settings": settings}
-    factory = build(OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node)), {"_partial_": True}))
+    factory = build(OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node, resolve=True)), {"_partial_": True}))
 
     def start(mode: str) -> Any:
         logger = factory(**common, mode=mode)

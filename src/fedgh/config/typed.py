@@ -18,19 +18,11 @@ from omegaconf import OmegaConf
 
 from fedgh.config.compose import CONFIG_DIR, composer
 from fedgh.config.validate import FIXED, GROUPS, did_you_mean
+from fedgh.core.command import quoted
 from fedgh.core.errors import ConfigurationError
 
 NO_KEY = re.compile(r"Could not (?:override|append to config\. Could not resolve the key) '([^']+)'")
 NOTHING_CHOSEN = {"logger": ", type logger=csv for none", "callback": ", type callback=none for none"}
-
-
-def quoted(value: object) -> str:
-    """Return a value that Hydra's grammar reads as that text."""
-    text = str(value)
-    if not set(text) & set('"\\'):
-        return f'"{text}"'
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)  # backslashes count only before a quote, or at the end
-    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def check_typed(arguments: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedgh.core.command import resume_command
 from fedgh.core.errors import FedGHError
 from fedgh.metric.observatory import label_entropy, label_order, label_shares
 from fedgh.partition.base import Partition
@@ -311,7 +312,7 @@ def _html(run: Run, page: Page) -> str:
     if finished < total:
         notes.append(
             f"<p class='warning'>This run is not finished: {finished} of {total} rounds. "
-            f"Go on with it: <code>fedgh-train resume={escape(str(run.path))}</code></p>"
+            f"Go on with it: <code>{escape(resume_command(run.path))}</code></p>"
         )
     if page.missing:
         lines = "".join(f"<li>{escape(text)}</li>" for text in page.missing)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedgh.core.command import resume_command
 from fedgh.core.errors import DataError
 from fedgh.storage.run import Run, open_run
 from fedgh.tracking.wandb_files import read_export, read_offline
@@ -128,7 +129,7 @@ def identity(run: Run) -> str:
 def _unfinished(run: Run) -> str:
     done = int(run.rows[-1]["round"]) if run.rows else int(run.summary.get("rounds", 0))
     told = f"{run.path} is not finished ({done} of {run.settings['num_rounds']} rounds) and is left out"
-    return f"{told}; go on with it: fedgh-train resume={run.path}" if run.path.is_dir() else f"{told}."
+    return f"{told}; go on with it: {resume_command(run.path)}" if run.path.is_dir() else f"{told}."
 
 
 def _percent(run: Run) -> str:

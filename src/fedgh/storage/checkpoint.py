@@ -67,7 +67,10 @@ def layout_of(model: FlatModel) -> dict[str, list[int]]:
 
 
 def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
-    """Write ``round_<t>.ckpt`` so that a reader sees either all of it or nothing, and remove all but the newest.
+    """Write ``round_<t>.ckpt`` so that a reader sees either all of it or nothing.
+
+    It and the ones before it are kept, so many in all; older ones are removed, and those of later rounds, which a
+    continuation has left that was abandoned for this one.
 
     Raises:
         CheckpointError: If a callback, or the server's state, holds what could not be read back.
@@ -96,8 +99,10 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
         with suppress(OSError):
             aside.unlink()
         raise StorageError(f"cannot write checkpoint {path}: {cause_of(error)}") from error
-    for old in sorted(folder.glob(PATTERN))[:-keep]:
-        old.unlink()
+    kept = [old for old in sorted(folder.glob(PATTERN)) if old.name <= path.name][-keep:]
+    for old in folder.glob(PATTERN):
+        if old not in kept:
+            old.unlink()
     if isinstance(clients, ClientStore):
         remove_leftovers(folder, clients)
     return path
@@ -216,6 +221,13 @@ def load_newest(folder: Path) -> tuple[Checkpoint, Path]:
         f"{folder} holds {found}; expected the checkpoints of a run directory such as logs/train/runs/<time>. "
         "Start the run again without resume=..."
     )
+
+
+def run_of(path: Path) -> Path:
+    """Return the directory of the run that a path names: itself, or that of a checkpoint or its folder."""
+    if path.suffix == ".ckpt":
+        path = path.parent
+    return path.absolute().parent if path.absolute().name == "checkpoints" else path
 
 
 def check_fits(checkpoint: Checkpoint, path: Path, layout: dict[str, list[int]], dataset: str, partition: str) -> None:

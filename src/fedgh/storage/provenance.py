@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from fedgh.core.command import command
 from fedgh.core.errors import ConfigurationError
+from fedgh.storage.portable import anonymous
 
 _PACKAGES = (
     "fedgh",
@@ -38,7 +40,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": anonymous(command(Path(sys.argv[0]).name, *sys.argv[1:])),
     }
 
 

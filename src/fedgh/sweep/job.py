@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedgh import config
+from fedgh.core.command import resume_command
 from fedgh.core.errors import ConfigurationError, FedGHError, InUseError
 from fedgh.federation import stopping
 from fedgh.storage.claim import claim
@@ -63,13 +63,14 @@ def run_once(cfg: DictConfig, train: Train) -> tuple[str, float | None]:
         ConfigurationError: If the directory holds another run.
         InUseError: If another process is at it.
     """
-    wanted: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    wanted = config.to_values(cfg)
     folder = Path(cfg.paths.output_dir)
     state = state_of(folder, wanted)
     if state.kind == "other":
         raise ConfigurationError(
             f"{folder} holds a run with other settings: {', '.join(state.differences)}; it is left as it was. Give "
-            "the settings it was started with, or start a new sweep without sweep.resume"
+            f"the settings it was started with, go on with that one, {resume_command(folder)}, or start a new sweep "
+            "without sweep.resume"
         )
     if state.kind == "finished":
         return "finished", closing(folder).get("final/acc")

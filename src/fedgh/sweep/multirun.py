@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import secrets
-import shlex
 import sys
 import traceback
 from collections import Counter
@@ -29,9 +28,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedgh import config
 from fedgh.config.entry import disk_trouble, give_up
+from fedgh.core.command import command, setting
 from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.federation.stopping import HeldSignals
-from fedgh.storage.claim import claim, in_use
+from fedgh.storage.claim import claim, in_use, refuse_if_taken
 from fedgh.storage.jobs import JobRecord, read_jobs
 from fedgh.sweep import job as sweep_job
 from fedgh.sweep import search, slurm
@@ -113,19 +113,20 @@ def begin(cfg: DictConfig) -> Sweep:
         raise ConfigurationError(
             "an agent of a W&B sweep has started this, and its jobs would all write into one W&B run; leave out -m"
         )
-    if cfg.sweep.resume:
+    if cfg.sweep.resume is not False:
         folder = find(cfg, overrides)
         with open_dict(cfg):
             cfg.hydra.sweep.dir = str(folder)
-        cfg.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")  # from there the jobs have it
+        cfg.hydra.overrides.hydra.append(setting("hydra.sweep.dir", folder))  # from there the jobs have it
     folder = Path(cfg.hydra.sweep.dir)
     held = ExitStack()
     held.enter_context(claim(folder, "wait for it, or choose another directory: hydra.sweep.dir=<folder>"))
     record = folder / RECORD
     if not record.exists():
+        refuse_if_taken(folder)
         asked = {"overrides": overrides, "hydra": hydra, "wandb_id": secrets.token_hex(4)}
         record.write_text(json.dumps(asked, indent=2) + "\n")
-    elif not cfg.sweep.resume:
+    elif cfg.sweep.resume is False:
         raise ConfigurationError(
             f"{folder} holds a sweep already; go on with it by sweep.resume=true, or choose another directory: "
             "hydra.sweep.dir=<folder>"
@@ -145,8 +146,10 @@ def find(cfg: Any, overrides: Sequence[str]) -> Path:
         ConfigurationError: If there is none; with what sets the newest apart.
     """
     named = cfg.sweep.resume is not True
+    if not str(cfg.sweep.resume):
+        raise ConfigurationError("sweep.resume= is empty; type sweep.resume=true, or sweep.resume=<directory>")
     if named or any(str(o).startswith("hydra.sweep.dir=") for o in cfg.hydra.overrides.hydra):
-        folder = Path(cfg.sweep.resume if named else cfg.hydra.sweep.dir)
+        folder = Path(str(cfg.sweep.resume if named else cfg.hydra.sweep.dir))
         if not (folder / RECORD).is_file():
             raise ConfigurationError(
                 f"{folder} is not a sweep: it has no {RECORD}; expected a directory such as "
@@ -176,20 +179,10 @@ def difference(folder: Path, stored: Mapping[str, Any], overrides: Sequence[str]
     )
 
 
-def command(overrides: Sequence[str]) -> str:
-    """Return what to type for a sweep, as a shell takes it."""
-    return shlex.join(["fedgh-train", "-m", *overrides])
-
-
 def go_on(folder: Path, hydra: Sequence[str], overrides: Sequence[str]) -> str:
     """Return what to type to go on with the sweep in a directory."""
     kept = [o for o in hydra if not o.startswith("hydra.sweep.dir=")]
-    return command([*kept, *overrides, f"sweep.resume={quoted(folder)}"])
-
-
-def quoted(value: object) -> str:
-    """Return a value that Hydra's grammar reads as that text."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return command("fedgh-train", "-m", *kept, *overrides, setting("sweep.resume", folder))
 
 
 def check_plugins(cfg: DictConfig) -> None:
@@ -288,7 +281,7 @@ def end(sweep: Sweep) -> bool:
             lines += search.result(sweep.folder)
         lines += slurm.told(alive)
         lines += [f"written to      {sweep.folder}"]
-        lines += [f"tables, curves  fedgh-report runs={sweep.folder}"] * bool(jobs)
+        lines += [f"tables, curves  {command('fedgh-report', setting('runs', sweep.folder))}"] * bool(jobs)
         if ended + searched * counts["failed"] < total:  # a search goes on without its failed trials
             lines += [f"go on           {go_on(sweep.folder, sweep.hydra, sweep.overrides)}"]
         if jobs or alive:

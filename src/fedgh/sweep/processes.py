@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from fedgh.core.command import setting
 from fedgh.core.machine import usable_cores
 from fedgh.federation.stopping import HeldSignals
 from fedgh.sweep.job import ELSEWHERE
@@ -48,18 +49,16 @@ class Job:
     @property
     def arguments(self) -> list[str]:
         """What somebody would give ``fedgh-train``, to begin or to go on."""
-        return [f"resume={self._path}"] if self.begun else [*self.overrides, f"hydra.run.dir={self._path}"]
-
-    @property
-    def _path(self) -> str:
-        return "'" + str(self.directory).replace("\\", "\\\\").replace("'", "\\'") + "'"
+        if self.begun:
+            return [setting("resume", self.directory)]
+        return [*self.overrides, setting("hydra.run.dir", self.directory)]
 
     def start(self, environment: Mapping[str, str]) -> _Process:
         """Start the run in a process of its own, which begins it or goes on with it, whatever its directory holds."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         log = self.log.open("ab")
         popen = subprocess.Popen(
-            [sys.executable, *PROGRAM, *self.overrides, f"hydra.run.dir={self._path}", "sweep.resume=true"],
+            [sys.executable, *PROGRAM, *self.overrides, setting("hydra.run.dir", self.directory), "sweep.resume=true"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +20,7 @@ from hydra.utils import instantiate
 
 from fedgh.config import did_you_mean
 from fedgh.config.entry import in_sweep
+from fedgh.core.command import command
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.seeding import torch_seed
 from fedgh.report.seeds import Line, write_csv
@@ -262,7 +262,7 @@ def result(folder: Path) -> list[str]:
     tried = ", ".join(f"{key}={value}" for key, value in best.params.items())
     return [
         f"best trial      {best.number} of {len(trials)}: {best.value:.2%} with {tried}",
-        f"run it again    {shlex.join(['fedgh-train', *overrides])}",
+        f"run it again    {command('fedgh-train', *overrides)}",
     ]
 
 

@@ -15,7 +15,7 @@ from fedgh.storage.checkpoint import PATTERN
 
 NOT_COMPARED = (
     *("paths", "name", "tags", "task_name", "resume", "logger", "callback", "checkpoint", "trainer", "executor"),
-    *("sweep", "dataset.root", "dataset.download", "evaluation.batch_size"),
+    *("sweep", "trust", "dataset.root", "dataset.download", "evaluation.batch_size"),
 )
 """Settings that do not make another run: where things are, what is recorded, and how fast."""
 
@@ -44,8 +44,9 @@ def state_of(directory: Path, wanted: Mapping[str, Any]) -> State:
         DataError: If its ``config.yaml`` or ``summary.json`` cannot be read.
     """
     config_file, summary_file = directory / "config.yaml", directory / "summary.json"
-    if not config_file.is_file():
-        return State("new")
+    begun = any((directory / "checkpoints").glob(PATTERN))
+    if not config_file.is_file():  # which is written after the first checkpoint
+        return State("resumable" if begun else "new")
     try:
         stored = yaml.safe_load(config_file.read_text())
         rounds = json.loads(summary_file.read_text())["rounds"] if summary_file.is_file() else 0
@@ -59,7 +60,7 @@ def state_of(directory: Path, wanted: Mapping[str, Any]) -> State:
         return State("other", different)
     if rounds >= wanted["num_rounds"]:
         return State("finished")
-    return State("resumable" if any((directory / "checkpoints").glob(PATTERN)) else "new")
+    return State("resumable" if begun else "new")
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

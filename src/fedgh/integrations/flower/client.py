@@ -71,7 +71,8 @@ def receive(message: Message, context: Context) -> tuple[DictConfig, Federation,
     from fedgh.integrations.flower.records import Layout, arrays_in, arrays_of
 
     show_errors_as_one_line()
-    cfg, federation = kept(str(context.run_config["overrides"]))
+    trust = tuple(str(context.node_config.get("trust", "")).split())
+    cfg, federation = kept(str(context.run_config["overrides"]), trust)
     k = client_id(context, len(federation.partition.client_indices))
     layout = Layout.of(*arrays_of(federation.model.module))
     (sent,) = message.content.config_records.values()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh import config
@@ -31,15 +31,18 @@ def _one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-def compose(run_config: Mapping[str, Any], *defaults: str) -> DictConfig:
+def compose(run_config: Mapping[str, Any], *defaults: str, trust: Sequence[str] = ()) -> DictConfig:
     """Return the config that ``fedgh-train`` would compose of a Flower run's ``overrides``.
+
+    Whoever starts a Flower run is not who owns the nodes: like a stored config it builds our own parts only.
 
     Args:
         run_config: Of the Flower run.
         *defaults: Overrides that the run's own ones may replace.
+        trust: Packages that it may build parts from besides; of a node, by ``--node-config 'trust="my_package"'``.
 
     Raises:
-        ConfigurationError: If an override is unknown or a value is out of its range.
+        ConfigurationError: If an override is unknown, a value is out of its range, or a part is not ours.
     """
     overrides = str(run_config["overrides"])
     try:
@@ -47,6 +50,7 @@ def compose(run_config: Mapping[str, Any], *defaults: str) -> DictConfig:
     except (CompactHydraException, OmegaConfBaseException, ValueError) as error:
         cause = f"; {error.__cause__}" if error.__cause__ else ""
         raise ConfigurationError(f"--run-config overrides={overrides!r} cannot be composed: {error}{cause}") from error
+    config.check_parts(OmegaConf.to_container(cfg), trust)
     config.validate(cfg)
     return cfg
 
@@ -68,7 +72,7 @@ def build(cfg: DictConfig) -> Federation:
 
 
 @cache
-def kept(overrides: str) -> tuple[DictConfig, Federation]:
+def kept(overrides: str, trust: tuple[str, ...] = ()) -> tuple[DictConfig, Federation]:
     """Return config and parts of these overrides; a process that serves several messages builds them once."""
-    cfg = compose({"overrides": overrides})
+    cfg = compose({"overrides": overrides}, trust=trust)
     return cfg, build(cfg)

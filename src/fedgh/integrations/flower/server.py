@@ -19,7 +19,7 @@ from typing import cast
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedgh import config
 from fedgh.core.errors import ConfigurationError, TrainingError
@@ -32,6 +32,7 @@ from fedgh.integrations.flower.records import PARTITION_ID, Layout, arrays_of, g
 from fedgh.metric.summary import closing_numbers
 from fedgh.storage import checkpoint as checkpoints
 from fedgh.storage.checkpoint import Checkpoint
+from fedgh.storage.claim import run_directory
 from fedgh.storage.provenance import check_writable, provenance
 from fedgh.tracking.recorder import Recorder
 
@@ -52,13 +53,15 @@ def serve(grid: Grid, context: Context) -> None:
         "a round's time goes there"
     )
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{context.run_id}"
-    cfg = compose(context.run_config, f"paths.output_dir=${{paths.log_dir}}/flower/{stamp}")
+    trust = str(context.run_config.get("trust", "")).split()
+    cfg = compose(context.run_config, f"paths.output_dir=${{paths.log_dir}}/flower/{stamp}", trust=trust)
     federation = build(cfg)
     nodes = NodeExecutor(grid, federation, timeout=float(context.run_config["timeout"]))
     cohort = len(federation.sampler(len(federation.partition.client_indices), cfg.seed, 0))
     nodes.wait(cohort, float(context.run_config["patience"]))
-    # what asks a federation for its executor calls it, or reads its row_dtype
-    federate(cfg, replace(federation, executor=cast(Executor, nodes)))
+    with run_directory(Path(cfg.paths.output_dir), resumed=False):
+        # what asks a federation for its executor calls it, or reads its row_dtype
+        federate(cfg, replace(federation, executor=cast(Executor, nodes)))
 
 
 def federate(cfg: DictConfig, federation: Federation) -> ServerState:
@@ -66,7 +69,7 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
     run_dir = Path(cfg.paths.output_dir).absolute()
     check_writable(run_dir)
     log.info("this run is written to %s", run_dir)
-    OmegaConf.save(cfg, run_dir / "config.yaml")
+    config.save(cfg, run_dir / "config.yaml")
     (run_dir / "provenance.json").write_text(json.dumps(provenance(federation.model.device), indent=2) + "\n")
     federation.partition.save(run_dir / "partition.npz")
     schedule, callbacks = config.build_schedule(cfg), config.build_callbacks(cfg)
@@ -76,7 +79,7 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
             callback.prepare(federation, schedule, server)
     stamp = Checkpoint(
         server=server,
-        config=OmegaConf.to_yaml(cfg),
+        config=config.to_text(cfg),
         wandb_id=secrets.token_hex(4),
         layout=checkpoints.layout_of(federation.model),
         dataset=federation.dataset.fingerprint,

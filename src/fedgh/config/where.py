@@ -1,0 +1,121 @@
+"""Which stored run is meant, whatever it is called, and where it runs: what may be typed anew about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fedgh.config.compose import resolve
+from fedgh.config.validate import did_you_mean
+from fedgh.core.command import quoted
+from fedgh.core.errors import ConfigurationError
+
+PATHS = ("resume", "sweep.resume", "checkpoint", "recording", "run")
+"""Keys that name what is there already, whatever it is called: their values are taken as they are typed."""
+
+WHERE = ("trainer", "executor", "logger", "paths", "dataset.root", "dataset.source")
+"""Settings that say where a run is computed and recorded, not what: they may be given anew to a stored run."""
+
+_GROUPS = ("trainer", "executor", "logger")
+KEPT = ("trainer.precision", "executor.row_dtype")
+"""Settings of these groups that decide about numbers: the run's own, unless they are typed."""
+
+
+def ready(arguments: Sequence[str], config_name: str) -> list[str]:
+    """Return what was typed such that Hydra takes it.
+
+    A path that Hydra's grammar would refuse, or read as a number or a list, is put in quotation marks. Settings of a
+    stored run's parts get a ``++``: whether there is such a key is for the stored config to say, not for the defaults.
+    """
+    several = any(argument in ("-m", "--multirun") for argument in arguments)
+    stored = config_name in ("evaluate", "replay") or any(key_of(argument) == "resume" for argument in arguments)
+    prepared = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key and equals and key_of(argument) in PATHS and not _read_as_typed(argument, value, several):
+            argument = f"{key}={quoted(value)}".replace("\\${", "${")  # a reference stays one
+        if key and equals and stored and key[0] not in "+~" and is_where(key) and key not in _GROUPS:
+            argument = f"++{argument}"
+        prepared.append(argument)
+    return prepared
+
+
+def key_of(argument: str) -> str:
+    """Return the key of an override, without Hydra's ``+``, ``++`` and ``~``."""
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _read_as_typed(argument: str, value: str, several: bool) -> bool:
+    """Tell whether Hydra reads a path as the text that was typed, or as something that a path may be, too."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    found = override.value()
+    if found is None or isinstance(found, bool) or isinstance(override._value, QuotedString):
+        return True
+    return (several and override.is_sweep_override()) or found == value
+
+
+def is_where(key: str) -> bool:
+    """Tell whether a key is one of those that say where a run is computed; see :data:`WHERE`."""
+    return any(key == name or key.startswith(f"{name}.") for name in WHERE)
+
+
+def typed_words(composed: DictConfig | None = None) -> list[str]:
+    """Return what was typed for this task.
+
+    Args:
+        composed: Where nothing was, but a config composed from code, by whose groups it is told then. Only of a root
+            config that has none by default.
+    """
+    if HydraConfig.initialized():
+        return [str(override) for override in HydraConfig.get().overrides.task]
+    return [group for group in _GROUPS if composed is not None and composed.get(group) is not None]
+
+
+def apply_where(stored: DictConfig, cfg: DictConfig, words: Sequence[str]) -> DictConfig:
+    """Return a stored config with the settings that say where to run as they were typed.
+
+    Args:
+        stored: As :func:`fedgh.config.parse` returns it.
+        cfg: The command's own config, not resolved.
+        words: What was typed, other settings included.
+
+    Raises:
+        ConfigurationError: If the stored run has no such setting.
+    """
+    stored = stored.copy()
+    typed = {key_of(word): word for word in words if is_where(key_of(word))}
+    if "paths.output_dir" in typed and "resume" in map(key_of, words):
+        raise ConfigurationError("paths.output_dir is where the resumed run is; leave it out")
+    with open_dict(stored):
+        for group in _GROUPS:
+            if group in typed:
+                kept = {key: OmegaConf.select(stored, key) for key in KEPT if key not in typed}
+                stored[group] = OmegaConf.create(OmegaConf.to_container(cfg[group]))
+                for key, value in kept.items():
+                    if value is not None and OmegaConf.select(stored, key) is not None:
+                        OmegaConf.update(stored, key, value)
+        for key, word in typed.items():
+            if key in _GROUPS:
+                continue
+            parent, _, name = key.rpartition(".")
+            known = OmegaConf.select(stored, parent) or {}
+            if name not in known and not (word[0] == "+" and word[1] != "+") and "_target_" not in known:
+                raise ConfigurationError(f"the stored run has no {key}{did_you_mean(name, [str(k) for k in known])}")
+            OmegaConf.update(stored, key, _raw(cfg, key), force_add=True)
+    return resolve(stored)
+
+
+def _raw(cfg: DictConfig, key: str) -> Any:
+    """Return a setting as it is composed, references included."""
+    parent, _, name = key.rpartition(".")
+    node: Any = OmegaConf.select(cfg, parent)
+    return OmegaConf.to_container(node)[name]  # type: ignore[index, call-overload]
