@@ -429,6 +429,22 @@ def test_a_federation_has_the_same_bits_in_memory_on_disk_and_resumed(make, tmp_
     assert files(tmp_path / "resumed" / "clients") == files(tmp_path / "disk" / "clients")
 
 
+@pytest.mark.parametrize("value", [0.5, None, [torch.ones(1)], torch.ones(2).to_sparse(), torch.ones(2) + 1j])
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_a_state_of_something_else_is_refused(tmp_path, value, limit):
+    message = rf"the state of client 3 holds a {type(value).__name__} as mu; .* must be dense real tensors by name"
+    with pytest.raises(CheckpointError, match=message):
+        ClientStore(tmp_path, limit).updated({3: {"x": torch.ones(1), "mu": value}}, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bool, torch.int8, torch.uint8, torch.float16])
+def test_every_usual_type_comes_back(tmp_path, dtype):
+    value = torch.arange(5).to(dtype)
+    store = ClientStore(tmp_path, 0).updated({3: {"x": value}}, 1)
+    assert store[3]["x"].dtype == dtype
+    assert torch.equal(store[3]["x"], value)
+
+
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(StorageError, match=r"cannot write .*000001@000001-\w+.safetensors: No space left on device"):

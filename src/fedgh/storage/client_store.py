@@ -95,8 +95,16 @@ class ClientStore(Mapping[int, ClientState]):
             round_index: Rounds finished with it, from 1.
 
         Raises:
+            CheckpointError: If a state holds something else than dense real tensors.
             StorageError: If they cannot be written.
         """
+        for client_id, state in states.items():
+            for name, value in state.items():
+                if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex():
+                    raise CheckpointError(
+                        f"the state of client {client_id} holds a {type(value).__name__} as {name}; what an algorithm "
+                        "keeps for a client must be dense real tensors by name, for instance torch.tensor(...)"
+                    )
         store = copy(self)
         resident = {**self.resident, **{client_id: _on_cpu(state) for client_id, state in states.items()}}
         if self.versions or sum(map(_size, resident.values())) > self.memory_limit:
