@@ -29,6 +29,9 @@ def count(model):
         (lambda: MLP(DIGITS, 10, hidden=[5, 4]), 64 * 5 + 5 + 5 * 4 + 4 + 4 * 10 + 10),
         (lambda: MobileNetV2(CIFAR, 100), 2_412_212),
         (lambda: MobileNetV2((3, 64, 64), 200), 2_540_312),
+        (lambda: MobileNetV2(CIFAR, 100, norm="group"), 2_412_212),
+        (lambda: MobileNetV2(CIFAR, 100, norm="none"), 2_412_212 - 17_544),  # a bias for a scale and a shift
+        (lambda: MLP(DIGITS, 10, hidden=[5, 8], norm="batch"), 64 * 5 + 5 + 10 + 5 * 8 + 8 + 16 + 8 * 10 + 10),
     ],
 )
 def test_parameters(build, parameters):
@@ -92,7 +95,7 @@ def test_mobilenet_has_the_published_buffers_and_resolution():
 
 
 def test_the_shortcut_adds_the_input():
-    block = InvertedResidual(4, 4, expansion=2, stride=1).eval()
+    block = InvertedResidual(4, 4, expansion=2, stride=1, norm="batch").eval()
     nn.init.zeros_(block.residual[-1].weight)
     x = torch.rand(2, 4, 5, 5)
     assert torch.equal(block(x), x)

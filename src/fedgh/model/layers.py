@@ -16,6 +16,34 @@ from fedgh.core.seeding import random_bits
 Generators = Sequence[torch.Generator] | None
 
 
+NORMS = ("batch", "group", "none")
+CHANNELS_PER_GROUP = 8
+
+
+def normalization(norm: str, width: int, spatial: bool) -> nn.Module | None:
+    """Return the normalization that follows a layer, or None.
+
+    ``batch`` keeps running statistics, which skewed clients pull apart; ``group`` has none and treats every example by
+    itself, in groups of 8 channels (Wu and He, ECCV 2018, have 32 groups; 8 divides every width of MobileNetV2) or, if
+    8 does not divide the width, in one group.
+
+    Args:
+        norm: ``batch``, ``group`` or ``none``.
+        width: Channels.
+        spatial: Whether each channel is an image, else a number.
+
+    Raises:
+        ConfigurationError: If ``norm`` is another word.
+    """
+    if norm not in NORMS:
+        raise ConfigurationError(f"model.norm must be one of {', '.join(NORMS)}, got {norm!r}.")
+    if norm == "group":
+        return nn.GroupNorm(1 if width % CHANNELS_PER_GROUP else width // CHANNELS_PER_GROUP, width)
+    if norm == "batch":
+        return nn.BatchNorm2d(width) if spatial else nn.BatchNorm1d(width)
+    return None
+
+
 class Dropout(nn.Module):
     """Dropout whose mask comes from a generator of the caller's choice.
 

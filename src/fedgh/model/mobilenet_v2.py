@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedgh.model.base import Model, require_images
+from fedgh.model.layers import normalization
 
 # One row a stage, as in table 2 of the paper: expansion, output channels, blocks, stride of the first block.
 STAGES = (
@@ -22,12 +23,13 @@ STEM = 32
 FEATURES = 1280
 
 
-def _convolution(width_in: int, width_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Convolution without bias, then BatchNorm; padded so that stride 1 keeps the size."""
-    return [
-        nn.Conv2d(width_in, width_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(width_out),
-    ]
+def _convolution(
+    norm: str, width_in: int, width_out: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Convolution and its normalization, or a bias where there is none; padded so that stride 1 keeps the size."""
+    bias, padding = norm == "none", kernel // 2
+    convolution = nn.Conv2d(width_in, width_out, kernel, stride, padding=padding, groups=groups, bias=bias)
+    return [convolution, normalization(norm, width_out, spatial=True) or nn.Identity()]
 
 
 class InvertedResidual(nn.Module):
@@ -40,22 +42,23 @@ class InvertedResidual(nn.Module):
         width_out: Output channels.
         expansion: Width of the middle, as a multiple of ``width_in``.
         stride: Stride of the 3x3 convolution, 1 or 2.
+        norm: See :func:`~fedgh.model.layers.normalization`.
     """
 
-    def __init__(self, width_in: int, width_out: int, expansion: int, stride: int) -> None:
+    def __init__(self, width_in: int, width_out: int, expansion: int, stride: int, norm: str) -> None:
         super().__init__()
         middle = expansion * width_in
         self.residual = nn.Sequential(
-            *_convolution(width_in, middle, kernel=1),
+            *_convolution(norm, width_in, middle, kernel=1),
             nn.ReLU(),
-            *_convolution(middle, middle, kernel=3, stride=stride, groups=middle),
+            *_convolution(norm, middle, middle, kernel=3, stride=stride, groups=middle),
             nn.ReLU(),
-            *_convolution(middle, width_out, kernel=1),
+            *_convolution(norm, middle, width_out, kernel=1),
         )
         self.shortcut: nn.Module | None = None
         if stride == 1:
             differs = width_in != width_out
-            self.shortcut = nn.Sequential(*_convolution(width_in, width_out, kernel=1)) if differs else nn.Identity()
+            self.shortcut = nn.Sequential(*_convolution(norm, width_in, width_out, kernel=1)) if differs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, width_in, h, w)`` to ``(batch, width_out, ceil(h / stride), ceil(w / stride))``."""
@@ -74,6 +77,8 @@ class MobileNetV2(Model):
         input_shape: Channels, height and width. Three of the stages halve the size, so images of up to 8 x 8 pixels
             end as a single position, where BatchNorm cannot train on a batch of one image.
         num_outputs: Width of the head, the number of classes.
+        norm: ``batch``, ``group`` (no running statistics) or ``none`` (a bias instead); runs stored before the setting
+            existed go on with its default.
 
     Raises:
         ConfigurationError: If the image shape is not three positive numbers.
@@ -86,16 +91,16 @@ class MobileNetV2(Model):
         dropout; PyTorch's default initialisation.
     """
 
-    def __init__(self, input_shape: Sequence[int], num_outputs: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_outputs: int, norm: str = "batch") -> None:
         super().__init__()
         (depth, _, _), num_outputs = require_images(input_shape, num_outputs, "mobilenet_v2")
-        layers = [*_convolution(depth, STEM, kernel=3), nn.ReLU()]
+        layers = [*_convolution(norm, depth, STEM, kernel=3), nn.ReLU()]
         width = STEM
         for expansion, width_out, blocks, stride in STAGES:
             for block in range(blocks):
-                layers.append(InvertedResidual(width, width_out, expansion, stride if block == 0 else 1))
+                layers.append(InvertedResidual(width, width_out, expansion, stride if block == 0 else 1, norm))
                 width = width_out
-        layers += [*_convolution(width, FEATURES, kernel=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        layers += [*_convolution(norm, width, FEATURES, kernel=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, num_outputs)
 
