@@ -132,7 +132,7 @@ def make_federation(
     """Return a federation; by default three clients of logistic regression on 2 x 2 images."""
     dataset = dataset or make_dataset()
     if owners is None:
-        owners = numpy_generator(seed, "owners").permutation(len(dataset.train_labels)) % num_clients
+        owners = numpy_generator(seed, "owners").permutation(len(dataset.train_inputs)) % num_clients
     partition = make_partition(dataset, owners, num_clients)
     if module is None:
         with torch.random.fork_rng():

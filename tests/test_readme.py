@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,19 @@ def test_a_link_leads_to_a_file(link):
 
 def test_ci_calls_the_test_command():
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_text_set_of_the_recipe_is_complete():
+    """One file and three lines of yaml: what a newcomer copies runs."""
+    from fedgh.config.build import build_model, try_model
+    from fedgh.core.flat import FlatModel
+
+    recipe = TEXT[TEXT.index("**A data set**") :]
+    code = textwrap.dedent(recipe.split("```python\n")[1].split("   ```")[0])
+    namespace = {"__name__": "messages"}
+    exec(code, namespace)
+    dataset = namespace["load"](num_tokens=1000, length=8)
+    factory = config.build(config.compose(["model=embedding_bag"]).model)
+    model = FlatModel(build_model(factory, dataset))
+    assert try_model(model, dataset, "embedding_bag").shape == (8, 2)
+    assert dataset.input_shape == (8,)

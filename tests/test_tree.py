@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -117,8 +118,12 @@ def test_every_part_is_complete_and_instantiates(root_config, group, name):
 
 @pytest.mark.parametrize(("group", "name"), mirrored(["model"]))
 def test_every_model_instantiates(root_config, group, name):
-    model = config.build(root_config(f"model={name}").model)(input_shape=(3, 32, 32), num_outputs=5)
+    factory = config.build(root_config(f"model={name}").model)
+    reads_tokens = "num_tokens" in inspect.signature(factory).parameters
+    model = factory((7,), 5, num_tokens=11) if reads_tokens else factory((3, 32, 32), 5)
     assert model.head.out_features == 5
+    inputs = torch.randint(0, 11, (2, 7)) if reads_tokens else torch.rand(2, 3, 32, 32)
+    assert model(inputs).shape[-1] == 5
 
 
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "executor" if name != "ray"])

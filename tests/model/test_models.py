@@ -118,6 +118,26 @@ def test_gradients_reach_every_parameter():
         assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "build", [lambda norm: MobileNetV2((1, 16, 16), 10, norm), lambda norm: MLP(DIGITS, 10, [8, 5], norm)]
+)
+def test_only_batch_normalization_keeps_statistics_and_mixes_examples(build):
+    shape = (1, 16, 16) if isinstance(build("none"), MobileNetV2) else DIGITS
+    images = torch.rand(4, *shape)
+    for norm in ("batch", "group", "none"):
+        model = build(norm)
+        kinds = {type(layer) for layer in model.modules()}
+        assert (nn.GroupNorm in kinds) == (norm == "group")
+        assert bool(list(model.buffers())) == (norm == "batch")
+        together, alone = model(images)[:2], model(images[:2])
+        assert torch.allclose(together, alone, atol=1e-4) == (norm != "batch")
+
+
+def test_the_default_normalization_is_what_it_was():
+    assert [type(layer).__name__ for layer in MLP(DIGITS, 10, [8]).body] == ["Flatten", "Linear", "ReLU"]
+    assert isinstance(MobileNetV2(CIFAR, 10).body[1], nn.BatchNorm2d)
+
+
 def test_models_can_be_copied():
     model = cnn2(DIGITS).eval()
     x = torch.rand(2, *DIGITS)
@@ -136,6 +156,8 @@ def test_models_can_be_copied():
         (lambda: MLP(DIGITS, 0, []), r"model=mlp needs at least 1 output, got 0"),
         (lambda: MLP(DIGITS, 10, [3, -1]), r"model.hidden must hold positive widths, got \[3, -1\]"),
         (lambda: MobileNetV2((0, 8, 8), 10), r"model=mobilenet_v2 needs images of"),
+        (lambda: MobileNetV2(CIFAR, 10, norm="layer"), r"model.norm must be one of batch, group, none, got 'layer'"),
+        (lambda: MLP(DIGITS, 10, [3], norm="Batch"), r"model.norm must be one of batch, group, none, got 'Batch'"),
     ],
 )
 def test_settings_are_checked(build, message):

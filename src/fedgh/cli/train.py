@@ -22,7 +22,7 @@ from fedgh.federation.loop import Preparing, memories, recall, train
 from fedgh.federation.round import Federation, first_state, to_device
 from fedgh.federation.rounding import rounding_note
 from fedgh.federation.stopping import last_words
-from fedgh.metric.summary import closing_numbers
+from fedgh.metric.summary import closing_numbers, final_score
 from fedgh.plot import picture
 from fedgh.storage import checkpoint as checkpoints
 from fedgh.storage.checkpoint import Checkpoint
@@ -194,7 +194,8 @@ def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | N
         with last_words(lost_to_ray(again)) if federation.executor.may_end_the_process else nullcontext():
             server, signal_number = train(federation, stamp.server, schedule, recorder, save, callbacks)
         status = "success" if not signal_number else "failed"
-        summary = summarize(run_dir, server.round_index, f"{cfg.name}, seed {cfg.seed}")
+        main = federation.dataset.task.main
+        summary = summarize(run_dir, server.round_index, f"{cfg.name}, seed {cfg.seed}", main)
         if cfg.checkpoint.artifact and not signal_number:
             recorder.artifact(newest(run_dir))
     except (StorageError, OSError) as error:
@@ -208,7 +209,7 @@ def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | N
     print_results(cfg, server.round_index, summary)
     if signal_number:
         sys.exit(128 + signal_number)
-    return summary.get("final/acc")
+    return final_score(summary)
 
 
 def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
@@ -244,14 +245,14 @@ def name_run(cfg: DictConfig) -> tuple[str, str | None]:
     return name, group
 
 
-def summarize(run_dir: Path, finished: int, name: str) -> dict[str, float]:
-    """Return and write the run's closing numbers; draw its curves."""
+def summarize(run_dir: Path, finished: int, name: str, main: str) -> dict[str, float]:
+    """Return and write the run's closing numbers, by its task's main score; draw its curves."""
     rows = read_csv(run_dir / "metrics.csv") if (run_dir / "metrics.csv").exists() else []
-    summary: dict[str, float] = {"rounds": finished} | closing_numbers(rows)
+    summary: dict[str, float] = {"rounds": finished} | closing_numbers(rows, main)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     curves = {
         "round": [row["round"] for row in rows],
-        "accuracy": [row.get("global/test/acc", float("nan")) for row in rows],
+        "accuracy": [row.get(f"global/test/{main}", float("nan")) for row in rows],
         "conflict_ratio": [row.get("conflict/ratio", float("nan")) for row in rows],
     }
     picture.save_png(picture.run_figure({name: curves}), run_dir / "run.png")
@@ -277,6 +278,10 @@ def print_results(cfg: DictConfig, finished: int, summary: dict[str, float]) -> 
     if "final/acc" in summary:
         lines += [
             f"accuracy        {summary['final/acc']:.2%} final, {summary['last10/acc_best']:.2%} best of the last 10"
+        ]
+    if "final/r2" in summary:
+        lines += [
+            f"r2              {summary['final/r2']:.3f} final, {summary['last10/r2_best']:.3f} best of the last 10"
         ]
     if "final/conflict_ratio" in summary:
         lines += [

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fedgh.federation.loop import Schedule
     from fedgh.federation.round import Federation
     from fedgh.metric.collection import Metrics
+    from fedgh.partition.base import Partition
 
 FEW = 8
 """Test examples that model and metrics are tried on before training."""
@@ -108,7 +109,7 @@ def build_federation(cfg: DictConfig) -> Federation:
     trainer = build(cfg.trainer)
     device = trainer.strategy.root_device
     dataset = build(cfg.dataset)
-    partition = partitioner(dataset.train_strata.numpy(), dataset.num_classes, numpy_generator(cfg.seed, "partition"))
+    partition = draw_partition(partitioner, dataset, cfg.seed)
     dataset = dataset.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(cfg.seed, "init"))
@@ -145,18 +146,33 @@ def build_federation(cfg: DictConfig) -> Federation:
     )
 
 
+def draw_partition(partitioner: Callable[..., Partition], dataset: Dataset, seed: int) -> Partition:
+    """Deal the training examples by their classes, and by clients and domains where the partitioner asks for them."""
+    names = parameters_of(partitioner) & {"client_ids", "test_client_ids", "domains", "test_domains"}
+    ids = {name: getattr(dataset, name) for name in names}
+    natural = {name: None if tensor is None else tensor.numpy() for name, tensor in ids.items()}
+    strata, generator = dataset.train_strata.numpy(), numpy_generator(seed, "partition")
+    return partitioner(strata, dataset.num_classes, generator, **natural)
+
+
 def build_model(factory: Callable[..., nn.Module], dataset: Dataset) -> nn.Module:
     """Build the network for a data set.
 
     Args:
-        factory: Takes ``input_shape`` and ``num_outputs``; models written for ``image_shape`` and ``num_classes`` get
-            the same under these names.
+        factory: Takes ``input_shape`` and ``num_outputs``, and ``num_tokens`` if it reads token ids; models written for
+            ``image_shape`` and ``num_classes`` get the same under these names.
         dataset: Says what goes in, and by its task what must come out.
     """
     names = parameters_of(factory)
+    if "num_tokens" in names and dataset.num_tokens is None:
+        raise ConfigurationError(
+            f"the model reads token ids, but the inputs of dataset {dataset.name} are none; choose another model, such "
+            "as model=mlp"
+        )
     shape, outputs = dataset.input_shape, dataset.task.num_outputs
     new, old = {"input_shape": shape, "num_outputs": outputs}, {"image_shape": shape, "num_classes": outputs}
-    offered = {name: value for name, value in {**new, **old}.items() if name in names}
+    all_of_it = {**new, **old, "num_tokens": dataset.num_tokens}
+    offered = {name: value for name, value in all_of_it.items() if name in names}
     return factory(**(offered or old))
 
 
@@ -191,6 +207,7 @@ def try_model(model: FlatModel, dataset: Dataset, name: str) -> Tensor:
         raise ConfigurationError(
             f"model: {what}, whose inputs are {kind} of shape {dataset.input_shape}, fails: "
             f"{str(error).strip().splitlines()[0]}; choose a model for such inputs"
+            f"{'' if dataset.num_tokens is None else ', model=embedding_bag or model=gru'}"
         ) from error
     finally:
         model.module.train(training)

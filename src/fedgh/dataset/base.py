@@ -28,6 +28,7 @@ class Dataset:
 
     Attributes:
         name: Short name for logs.
+        num_tokens: Where inputs are token ids, these go from 0 to this, less one; else ``None``.
         task: What the targets are and how outputs are judged by them.
         augmentation: Applied to training batches before normalisation; ``None`` for none.
         train_inputs: ``(N, *input_shape)`` as resident in memory; the only split that is partitioned among clients.
@@ -51,6 +52,8 @@ class Dataset:
         def name(self) -> str: ...  # noqa: D102
         @property
         def task(self) -> Task: ...  # noqa: D102
+        @property
+        def num_tokens(self) -> int | None: ...  # noqa: D102
         @property
         def augmentation(self) -> Augment | None: ...  # noqa: D102
         @property
@@ -179,9 +182,12 @@ class TensorDataset(Dataset):
     test_client_ids: Tensor | None = None
     domains: Tensor | None = None
     test_domains: Tensor | None = None
+    num_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self._check()
+        if self.num_tokens is not None:
+            _check_tokens(self.name, self.num_tokens, self.train_inputs, self.test_inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +246,10 @@ class ImageDataset(Dataset):
                 )
         self._check()
         _check_statistics(self.name, self.train_images.shape[1], self.mean, self.std)
+
+    @property
+    def num_tokens(self) -> None:
+        """Images are not token ids."""
 
     @property
     def train_inputs(self) -> Tensor:
@@ -381,6 +391,15 @@ def _check_natural(where: str, name: str, ids: Tensor | None, num_examples: int,
             f"{where}: {name} must be int64 of shape ({num_examples},) from {least} on, one per example, got "
             f"{ids.dtype} of shape {tuple(ids.shape)}{f', least {int(ids.min())}' if ids.numel() else ''}."
         )
+
+
+def _check_tokens(name: str, num_tokens: int, *splits: Tensor) -> None:
+    for inputs in splits:
+        if inputs.dtype != torch.int64 or int(inputs.min()) < 0 or int(inputs.max()) >= num_tokens:
+            raise DataError(
+                f"dataset {name}: token ids must be int64 from 0 to {num_tokens - 1}, got {inputs.dtype} from "
+                f"{inputs.min().item()} to {inputs.max().item()}; give num_tokens the size of the vocabulary."
+            )
 
 
 def _check_statistics(name: str, channels: int, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.dataset.base import Augment, ImageDataset, channel_statistics, take_fraction
 from fedgh.dataset.image_decoding import decode_splits
+from fedgh.dataset.parquet_columns import natural_ids, read_columns
 from fedgh.dataset.parquet_source import check_labels, read_splits
 
 
@@ -23,6 +25,8 @@ def load(
     std: Sequence[float] | None,
     train_fraction: float,
     augmentation: Augment | None,
+    client_column: str | None = None,
+    domain_column: str | None = None,
 ) -> ImageDataset:
     """Load a set of one's own; the train and the test files stay the splits they are.
 
@@ -36,6 +40,9 @@ def load(
         std: Likewise.
         train_fraction: Stratified share of the train split to keep; see :func:`fedgh.dataset.base.take_fraction`.
         augmentation: Applied to training batches, or ``None``.
+        client_column: Column with the natural client of each image, such as who took it; ``None`` if there is none.
+            Runs stored before the setting existed go on with its default, as with the next.
+        domain_column: Column with the domain of each image, such as photo or sketch; ``None`` if there is none.
 
     Returns:
         The data set, grey if every image is grey, else RGB. Classes are named as in the files' metadata, otherwise
@@ -53,6 +60,10 @@ def load(
         check_labels(split, len(class_names))
     train_images, test_images = decode_splits([train, test], image_size)
     computed_mean, computed_std = channel_statistics(train_images)
+    client_ids, test_client_ids = _ids(root, test_split, client_column)
+    domains, test_domains = _ids(root, test_split, domain_column)
+    if test_domains is not None and bool((test_domains < 0).any()):
+        raise DataError(f"{root}: column {domain_column!r} has domains in the test split that the train split lacks.")
     whole = ImageDataset(
         name=Path(root).expanduser().resolve().name if name is None else name,
         train_images=train_images,
@@ -63,5 +74,17 @@ def load(
         mean=computed_mean if mean is None else tuple(float(value) for value in mean),
         std=computed_std if std is None else tuple(float(value) for value in std),
         augmentation=augmentation,
+        client_ids=client_ids,
+        test_client_ids=test_client_ids,
+        domains=domains,
+        test_domains=test_domains,
     )
     return take_fraction(whole, train_fraction)
+
+
+def _ids(root: str | Path, test_split: str | None, column: str | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the numbers of a column's names in both splits; nothing without a column."""
+    if column is None:
+        return None, None
+    train, test = (split.values[column] for split in read_columns(root, test_split, {column: "id"}))
+    return natural_ids(train, test)

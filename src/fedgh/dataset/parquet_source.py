@@ -55,7 +55,7 @@ def read_splits(
             "Type dataset.root=<folder which directly holds train-00000-of-00001.parquet>."
         )
     train = _read_split(folder, "train", label_columns)
-    test = _read_split(folder, test_split or _find_test_split(folder), label_columns)
+    test = _read_split(folder, test_split or find_test_split(folder), label_columns)
     if train.class_names != test.class_names:
         raise DataError(
             f"{folder}: train and test files name different classes ({_few(train.class_names or ())} against "
@@ -103,7 +103,8 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     return files
 
 
-def _find_test_split(folder: Path) -> str:
+def find_test_split(folder: Path) -> str:
+    """Return ``test``, else ``valid``, else ``validation``, whichever has files; a DataError if none has."""
     for name in ("test", "valid", "validation"):
         if any(folder.glob(f"{name}-*.parquet")):
             return name
@@ -153,7 +154,7 @@ def _read_shard(path: Path, label_columns: Sequence[str]) -> tuple[list[bytes], 
     _check_no_null(
         path, label_column, labels, "a label; remove the row, or choose dataset.label_column (dataset=parquet)"
     )
-    return images, np.asarray(labels, dtype=np.int64), _class_names(path, schema, label_column)
+    return images, np.asarray(labels, dtype=np.int64), class_names_of(path, schema, label_column)
 
 
 def _check_no_null(path: Path, column: str, values: list[Any], expected: str) -> None:
@@ -197,7 +198,8 @@ def _label_column(path: Path, schema: Any, accepted: Sequence[str]) -> str:
     return found[0]
 
 
-def _class_names(path: Path, schema: Any, label_column: str) -> tuple[str, ...] | None:
+def class_names_of(path: Path, schema: Any, label_column: str) -> tuple[str, ...] | None:
+    """Return the names that a schema's metadata give to a column's classes, or None."""
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:
         return None

@@ -113,8 +113,9 @@ class Evaluation:
 
     @property
     def means(self) -> dict[str, float]:
-        """Mean over the test split of every score."""
-        return {name: float(values.mean()) for name, values in self.scores.items()}
+        """Mean over the test split of every score; of one target of several, over the examples that have it."""
+        means = {name: values.nanmean() if "/" in name else values.mean() for name, values in self.scores.items()}
+        return {name: float(mean) for name, mean in means.items()}
 
     @property
     def value(self) -> float:

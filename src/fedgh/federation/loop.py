@@ -213,5 +213,6 @@ def _progress(total: int, initial: int) -> Any:
 
 
 def _show(bar: Any, row: Row) -> None:
-    shown = {"acc": ("global/test/acc", "{:.2%}"), "conflict": ("conflict/ratio", "{:.0%}")}
+    shown = {"acc": ("global/test/acc", "{:.2%}"), "r2": ("global/test/r2", "{:.3f}")}
+    shown |= {"conflict": ("conflict/ratio", "{:.0%}")}
     bar.set_postfix({name: form.format(row.metrics[key]) for name, (key, form) in shown.items() if key in row.metrics})

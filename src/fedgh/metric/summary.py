@@ -47,26 +47,35 @@ def spread(values: Tensor, name: str) -> dict[str, float]:
     }
 
 
-def closing_numbers(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def closing_numbers(rows: Sequence[Mapping[str, float]], main: str = "acc") -> dict[str, float]:
     """Return what a run is summed up by: accuracy of the last round and of the last ten evaluated, conflict ratio.
 
-    ``final/personal_acc`` is the mean over clients of their personal models; bytes are those of all rounds together.
+    ``final/personal_{main}`` is the mean over clients of their personal models; bytes are those of all rounds together.
 
     Args:
         rows: The recorded metrics of its rounds; those that were not evaluated have no accuracy.
+        main: The task's main score, which takes the place of accuracy; the names are ``final/{main}`` and so on.
     """
-    accuracy = [row["global/test/acc"] for row in rows if "global/test/acc" in row]
+    scores = [row[f"global/test/{main}"] for row in rows if f"global/test/{main}" in row]
     conflict = [row["conflict/ratio"] for row in rows if "conflict/ratio" in row]
     numbers: dict[str, float] = {}
-    if accuracy:
-        last = accuracy[-10:]
-        numbers |= {"final/acc": accuracy[-1], "last10/acc_best": max(last), "last10/acc_mean": sum(last) / len(last)}
-    personal = [row["personal/test/acc_mean"] for row in rows if "personal/test/acc_mean" in row]
+    if scores:
+        last = scores[-10:]
+        numbers |= {f"final/{main}": scores[-1]}
+        numbers |= {f"last10/{main}_best": max(last), f"last10/{main}_mean": sum(last) / len(last)}
+    personal = [row[name] for row in rows if (name := f"personal/test/{main}_mean") in row]
     if personal:
-        numbers["final/personal_acc"] = personal[-1]
+        numbers[f"final/personal_{main}"] = personal[-1]
     for way in ("bytes_down", "bytes_up"):
         if any(f"federation/{way}" in row for row in rows):
             numbers[f"total/{way}"] = sum(row.get(f"federation/{way}", 0.0) for row in rows)
     if conflict:
         numbers |= {"final/conflict_ratio": conflict[-1], "mean/conflict_ratio": sum(conflict) / len(conflict)}
     return numbers
+
+
+def final_score(numbers: Mapping[str, float]) -> float | None:
+    """Return the final main score among a run's closing numbers, whatever its task; None if there is none."""
+    others = ("final/conflict_ratio", "final/personal_")
+    names = (name for name in numbers if name.startswith("final/") and not name.startswith(others))
+    return next((numbers[name] for name in names), None)

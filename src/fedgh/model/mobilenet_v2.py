@@ -58,7 +58,9 @@ class InvertedResidual(nn.Module):
         self.shortcut: nn.Module | None = None
         if stride == 1:
             differs = width_in != width_out
-            self.shortcut = nn.Sequential(*_convolution(norm, width_in, width_out, kernel=1)) if differs else nn.Identity()
+            self.shortcut = (
+                nn.Sequential(*_convolution(norm, width_in, width_out, kernel=1)) if differs else nn.Identity()
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, width_in, h, w)`` to ``(batch, width_out, ceil(h / stride), ceil(w / stride))``."""

@@ -121,6 +121,7 @@ class Partition:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("wb") as file:
+            test: dict[str, Any] = {} if self.test_indices is None else _packed(self.test_indices)
             np.savez_compressed(
                 file,
                 indices=np.concatenate(self.client_indices),
@@ -128,6 +129,7 @@ class Partition:
                 class_counts=self.class_counts,
                 parameters=np.array(json.dumps(dict(self.parameters))),
                 hash=np.array(self.hash),
+                **test,
             )
         temporary.replace(path)
 
@@ -141,7 +143,9 @@ class Partition:
         try:
             with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 client_indices = tuple(np.split(file["indices"], file["offsets"][1:-1]))
-                partition = cls(client_indices, file["class_counts"], json.loads(str(file["parameters"])))
+                own = np.split(file["test_indices"], file["test_offsets"][1:-1]) if "test_indices" in file else None
+                parameters, test = json.loads(str(file["parameters"])), None if own is None else tuple(own)
+                partition = cls(client_indices, file["class_counts"], parameters, test)
                 stored = str(file["hash"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise CheckpointError(
@@ -156,7 +160,11 @@ class Partition:
 
 
 class Partitioner(Protocol):
-    """Contract of a partitioner: labels in, indices per client out."""
+    """Contract of a partitioner: labels in, indices per client out.
+
+    One with parameters ``client_ids``, ``test_client_ids``, ``domains`` or ``test_domains`` is given the data set's,
+    ``(samples,)`` int64 or ``None``.
+    """
 
     @property
     def num_clients(self) -> int:
@@ -292,6 +300,11 @@ def _names(numbers: Sequence[int] | IntArray, noun: str = "client") -> str:
     shown = ", ".join(str(number) for number in numbers[:10])
     more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
     return f"{noun}{'' if len(numbers) == 1 else 's'} {shown}{more}"
+
+
+def _packed(test_indices: Sequence[IntArray]) -> dict[str, IntArray]:
+    offsets = np.cumsum([0, *(len(indices) for indices in test_indices)], dtype=np.int64)
+    return {"test_indices": np.concatenate(test_indices), "test_offsets": offsets}
 
 
 def _spread(values: IntArray) -> str:

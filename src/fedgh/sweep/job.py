@@ -26,6 +26,7 @@ from fedgh import config
 from fedgh.core.command import resume_command
 from fedgh.core.errors import ConfigurationError, FedGHError, InUseError
 from fedgh.federation import stopping
+from fedgh.metric.summary import final_score
 from fedgh.storage.claim import claim
 from fedgh.storage.jobs import JOBS, closing, read_jobs, write_job
 from fedgh.sweep.state import state_of
@@ -73,7 +74,7 @@ def run_once(cfg: DictConfig, train: Train) -> tuple[str, float | None]:
             "without sweep.resume"
         )
     if state.kind == "finished":
-        return "finished", closing(folder).get("final/acc")
+        return "finished", final_score(closing(folder))
     result = train(cfg, state.kind == "resumable")
     pruned = closing(folder)["rounds"] < wanted["num_rounds"]  # ended by a callback, see fedgh.sweep.search
     return "pruned" if pruned else "finished", result

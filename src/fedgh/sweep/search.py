@@ -23,6 +23,7 @@ from fedgh.config.entry import in_sweep
 from fedgh.core.command import command
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.seeding import torch_seed
+from fedgh.metric.summary import final_score
 from fedgh.report.seeds import Line, write_csv
 from fedgh.storage.jobs import closing, read_jobs
 
@@ -42,9 +43,6 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
 TRIALS = "trials.csv"
-MEASURE = "global/test/acc"
-"""What a job reports after each evaluation; its value after the last round is the trial's result."""
-
 _NAME = "search"  # the same for all: Hyperband derives its schedules from it
 _TAGS = ("log", "int")
 
@@ -193,8 +191,8 @@ def settle(study: Study, folder: Path) -> None:
     for job in read_jobs(folder):
         if job.number >= len(trials) or trials[job.number].state.is_finished():
             continue
-        result = closing(job.directory).get("final/acc", math.nan) if job.status == "finished" else math.nan
-        if math.isfinite(result):
+        result = final_score(closing(job.directory)) if job.status == "finished" else None
+        if result is not None and math.isfinite(result):
             study.tell(job.number, result)
         elif job.status == "pruned":
             study.tell(job.number, state=TrialState.PRUNED)
@@ -217,11 +215,12 @@ class Reporting:
 
     def __call__(self, federation: Federation, before: ServerState, outcome: Round, row: Row) -> None:  # noqa: ARG002
         """Report a round that was evaluated; a study out of reach costs only the pruning."""
-        if MEASURE not in row.metrics:
+        score = row.metrics.get(f"global/test/{federation.dataset.task.main}")  # the last one is the trial's result
+        if score is None:
             return
         try:
             trial = self.study.get_trials(deepcopy=False)[self.number]
-            self.storage.set_trial_intermediate_value(trial._trial_id, row.round, row.metrics[MEASURE])
+            self.storage.set_trial_intermediate_value(trial._trial_id, row.round, score)
             self.pruned = self.pruner.prune(self.study, self.study.get_trials(deepcopy=False)[self.number])
         except Exception as error:
             log.warning("trial %d did not take round %d: %s", self.number, row.round, error)

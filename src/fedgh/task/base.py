@@ -7,6 +7,7 @@ task it is; whatever trains or evaluates a model asks the task and knows none by
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,13 @@ PADDING = -100
 
 
 class Task(ABC):
-    """A supervised task with targets ``(B,)`` or ``(B, parts)``."""
+    """A supervised task with targets ``(B,)`` or ``(B, parts)``.
+
+    Attributes:
+        main: The score that a run is judged by, the first of :meth:`scores`; more of it is better.
+    """
+
+    main: ClassVar[str] = "acc"
 
     @property
     @abstractmethod
@@ -51,7 +58,8 @@ class Task(ABC):
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return numbers per example, ``(B,)`` each, whose means are the metrics of these names.
 
-        The first is the main one, of which more is better; ``loss`` is always among them. Rows of padding get 0.
+        The first is :attr:`main`; ``loss`` is always among them. Rows of padding get 0; a score
+        ``<name>/<part>`` of one target of several is NaN where that target is missing.
         """
 
     @abstractmethod

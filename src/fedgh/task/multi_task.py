@@ -53,13 +53,14 @@ class MultiTask(Task):
         return self.losses(outputs, targets).mean()
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return share of right answers and mean loss over an example's labels, and ``acc/<task>`` for each task."""
+        """Return share of right answers and mean loss over an example's labels, and ``acc/<task>`` where it has one."""
         labels, parts = targets.unbind(-1), self.parts(outputs)
         pairs = list(zip(parts, labels, strict=True))
         right = torch.stack([(part.argmax(-1) == label).float() for part, label in pairs])
         losses = [cross_entropy(part, label, reduction="none", ignore_index=PADDING) for part, label in pairs]
         labelled = (targets != PADDING).sum(-1).clamp(min=1)
-        each = {f"acc/{name}": row for name, row in zip(self.class_names, right, strict=True)}
+        known = [torch.where(label == PADDING, torch.nan, row) for label, row in zip(labels, right, strict=True)]
+        each = {f"acc/{name}": row for name, row in zip(self.class_names, known, strict=True)}
         return {"acc": right.sum(0) / labelled, "loss": torch.stack(losses).sum(0) / labelled, **each}
 
     def predictions(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

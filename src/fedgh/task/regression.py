@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Regression(Task):
         edges: Where the first target is cut into classes for label-skew partitions, ascending; for instance quantiles.
         outputs: Numbers to predict per example.
     """
+
+    main: ClassVar[str] = "r2"
 
     variance: float
     edges: tuple[float, ...]

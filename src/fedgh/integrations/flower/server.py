@@ -101,7 +101,7 @@ def federate(cfg: DictConfig, federation: Federation) -> ServerState:
                 checkpoints.save(now, run_dir / "checkpoints", cfg.checkpoint.keep)
             shown = {name: row.metrics[name] for name in SHOWN if name in row.metrics}
             log.info("round %d of %d: %s", server.round_index, schedule.num_rounds, shown)
-        closing = {"rounds": server.round_index} | closing_numbers(recorder.table.rows)
+        closing = {"rounds": server.round_index} | closing_numbers(recorder.table.rows, federation.dataset.task.main)
         (run_dir / "summary.json").write_text(json.dumps(closing, indent=2) + "\n")
         status = "success"
     finally:
