@@ -37,9 +37,9 @@ TEST_IMAGES = 2000
 class CNN(Model):
     """conv 3x3 (32), pool, conv 3x3 (64), pool, dense 128, head: 545,098 parameters on 3x32x32."""
 
-    def __init__(self, image_shape, num_classes):
+    def __init__(self, input_shape, num_outputs):
         super().__init__()
-        depth, height, width = image_shape
+        depth, height, width = input_shape
         self.body = nn.Sequential(
             nn.Conv2d(depth, 32, 3, padding=1),
             nn.ReLU(),
@@ -51,7 +51,7 @@ class CNN(Model):
             nn.Linear(64 * (height // 4) * (width // 4), 128),
             nn.ReLU(),
         )
-        self.head = nn.Linear(128, num_classes)
+        self.head = nn.Linear(128, num_outputs)
 
     def features(self, x):
         return self.body(x)
@@ -110,7 +110,7 @@ def build(
     partition = Partition.from_owners(labels, num_classes, owners, workload.num_clients, {})
     dataset = dataset.to(device)
     torch.manual_seed(0)
-    module = workload.model(image_shape=dataset.image_shape, num_classes=num_classes)
+    module = workload.model(input_shape=dataset.input_shape, num_outputs=num_classes)
     model = FlatModel(module, device, memory_format)
     optimizer = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
     algorithm = FedAvg(optimizer=optimizer, local_epochs=1, batch_size=workload.batch_size)

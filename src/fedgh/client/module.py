@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -69,7 +70,11 @@ class LocalTraining(pl.LightningModule, ABC):
 
 
 class Client(LocalTraining):
-    """Trains one client after the other: a training step plays a few of them, so that small ones do not pay for it."""
+    """Trains one client after the other: a training step plays a few of them, so that small ones do not pay for it.
+
+    The batches of a few are drawn before the first of them trains: one kind of work at a time keeps the caches warm, a
+    tenth of a round of small clients. A client that comes alone may be large, and draws as it goes.
+    """
 
     def stepped(self) -> nn.Parameter:
         """Return the flat parameters."""
@@ -77,7 +82,8 @@ class Client(LocalTraining):
 
     def training_step(self, work: Sequence[LocalWork], index: int) -> None:  # noqa: ARG002
         """Train these clients."""
-        for one in work:
+        drawn = work if len(work) == 1 else [replace(one, batches=list(one.batches)) for one in work]
+        for one in drawn:
             self.results.append(train_client(self.model, self.algorithm, self.fresh_optimizer(), one))
 
 

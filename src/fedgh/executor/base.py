@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -26,6 +26,20 @@ from fedgh.executor.gather import gather
 
 ROW_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 """Types of the update matrix by name; None is the model's own, float32 in every run that a config describes."""
+
+
+class LocalPlan(NamedTuple):
+    """How a client trains.
+
+    Attributes:
+        phases: The parts of its training, with their numbers of steps.
+        num_steps: Steps in all.
+        epochs: Passes over its data that they take, the last one perhaps in part.
+    """
+
+    phases: tuple[tuple[Phase, int], ...]
+    num_steps: int
+    epochs: int
 
 
 class Executor(ABC):
@@ -81,7 +95,7 @@ class Executor(ABC):
         self._lr: float = algorithm.optimizer_settings().get("lr", math.nan)
         self._rows: Tensor | None = None
         self._label_counts: dict[int, Tensor] = {}
-        self._phases: dict[int, list[tuple[Phase, int]]] = {}
+        self._plans: dict[int, LocalPlan] = {}
 
     def __call__(
         self, client_ids: Sequence[int], server: ServerState, versions: Mapping[int, GlobalModel] | None = None
@@ -171,41 +185,36 @@ class Executor(ABC):
 
     def batches(self, client_id: int, round_index: int, chunk_size: int | None = None) -> Iterator[Batch]:
         """Yield a client's local batches in a round; its own address, so the same whoever asks and when."""
-        augmented = self.dataset.augmentation is not None
+        augmented, plan = self.dataset.augmentation is not None, self.plan(client_id)
         return client_batches(
             self.dataset,
             self.client_indices[client_id],
             self.algorithm.batch_size,
-            self._epochs(client_id),
+            plan.epochs,
             numpy_generator(self.seed, "shuffle", round_index, client_id),
             torch_generator(self.seed, "augment", round_index, client_id) if augmented else None,
-            self.num_steps(client_id),
+            plan.num_steps,
             chunk_size,
         )
 
     def batch_rows(self, client_id: int, round_index: int) -> Iterator[Tensor]:
         """Yield which rows of the training split make up each of :meth:`batches`, ``(B,)`` int64."""
         generator = numpy_generator(self.seed, "shuffle", round_index, client_id)
-        batch_size, steps = self.algorithm.batch_size, self.num_steps(client_id)
-        return client_rows(self.client_indices[client_id], batch_size, self._epochs(client_id), generator, steps)
+        batch_size, plan = self.algorithm.batch_size, self.plan(client_id)
+        return client_rows(self.client_indices[client_id], batch_size, plan.epochs, generator, plan.num_steps)
 
     def client_seed(self, client: ClientView) -> int:
         """Return the seed of what a client draws while it trains."""
         return torch_seed(self.seed, "client", client.round_index, client.client_id)
 
-    def phases_of(self, client_id: int) -> list[tuple[Phase, int]]:
-        """Return the parts of a client's training with their numbers of steps."""
-        if client_id not in self._phases:
-            epoch = self.steps_per_epoch(client_id)
-            self._phases[client_id] = [(phase, phase.length(epoch)) for phase in self.phases]
-        return self._phases[client_id]
-
-    def steps_per_epoch(self, client_id: int) -> int:
-        """Return the number of batches in a pass over a client's data."""
-        return num_local_steps(self.num_examples(client_id), self.algorithm.batch_size, 1, None)
-
-    def _epochs(self, client_id: int) -> int:
-        return -(-self.num_steps(client_id) // self.steps_per_epoch(client_id))
+    def plan(self, client_id: int) -> LocalPlan:
+        """Return how a client trains, in every round."""
+        if client_id not in self._plans:
+            epoch = num_local_steps(self.num_examples(client_id), self.algorithm.batch_size, 1, None)
+            phases = tuple((phase, phase.length(epoch)) for phase in self.phases)
+            num_steps = sum(steps for _, steps in phases)
+            self._plans[client_id] = LocalPlan(phases, num_steps, -(-num_steps // epoch))
+        return self._plans[client_id]
 
     # ---- what a ClientView asks; see fedgh.client.view.ClientData ----
 
@@ -215,7 +224,7 @@ class Executor(ABC):
 
     def num_steps(self, client_id: int) -> int:
         """Return tau_k, the number of batches of :meth:`batches`."""
-        return sum(steps for _, steps in self.phases_of(client_id))
+        return self.plan(client_id).num_steps
 
     def lr(self, round_index: int) -> float:  # noqa: ARG002
         """Return the local learning rate of a round."""
@@ -259,13 +268,14 @@ class FittingExecutor(Executor):
 
     @abstractmethod
     def work(self, clients: Sequence[ClientView], rows: Tensor) -> Iterator[Any]:
-        """Yield what :attr:`module` trains in one step each, until every client has been trained."""
+        """Yield what :attr:`module` trains in one step each; whatever takes memory is drawn when it is trained."""
 
     def train(self, clients: Sequence[ClientView], rows: Tensor) -> list[ClientResult]:
         """See :meth:`Executor.train`."""
+        work = list(self.work(clients, rows))  # Lightning asks a loader for its first item twice
         self.trainer.fit_loop.max_epochs = self.trainer.current_epoch + 1
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
-            self.trainer.fit(self.module, train_dataloaders=_Loader(lambda: self.work(clients, rows)))
+            self.trainer.fit(self.module, train_dataloaders=_Loader(work))
         results, self.module.results = self.module.results, []
         return results
 
@@ -279,7 +289,7 @@ def _on(phase: Phase, device: torch.device) -> Phase:
 class _Loader:
     """What Lightning asks of a loader, and nothing more."""
 
-    work: Callable[[], Iterator[Any]]
+    work: Sequence[Any]
 
     def __iter__(self) -> Iterator[Any]:
-        return self.work()
+        return iter(self.work)

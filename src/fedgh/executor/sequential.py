@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -30,30 +29,22 @@ class SequentialExecutor(FittingExecutor):
         self.module = Client(self.model, self.algorithm)
 
     def work(self, clients: Sequence[ClientView], rows: Tensor) -> Iterator[list[LocalWork]]:
-        """Yield the work of a few small clients, or of one large one, at a time.
-
-        The batches of a few are drawn before the first of them trains: one kind of work at a time keeps the caches
-        warm, a tenth of a round of small clients. A client that comes alone may be large, and draws as it goes.
-        """
+        """Yield the work of a few small clients, or of one large one, at a time."""
         few: list[LocalWork] = []
         held = 0
         for place in self.order(clients):
             client = clients[place]
-            phases, lr = self.phases_of(client.client_id), client.lr
-            examples = self.algorithm.batch_size * sum(steps for _, steps in phases)
+            plan = self.plan(client.client_id)
+            examples = self.algorithm.batch_size * plan.num_steps
             if few and held + examples > EXAMPLES:
-                yield _drawn(few)
+                yield few
                 few, held = [], 0
             batches = self.batches(client.client_id, client.round_index)
-            few.append(LocalWork(client, batches, phases, lr, self.client_seed(client), rows[place]))
+            few.append(LocalWork(client, batches, plan.phases, client.lr, self.client_seed(client), rows[place]))
             held += examples
         if few:
-            yield _drawn(few)
+            yield few
 
     def order(self, clients: Sequence[ClientView]) -> Sequence[int]:
         """Return the order in which a cohort is trained; results do not depend on it."""
         return range(len(clients))
-
-
-def _drawn(few: list[LocalWork]) -> list[LocalWork]:
-    return few if len(few) == 1 else [replace(work, batches=list(work.batches)) for work in few]

@@ -70,7 +70,7 @@ class VectorizedExecutor(FittingExecutor):
         order = sorted(range(len(clients)), key=lambda place: (kinds[place], -steps[place], place))
         for places in _groups(order, kinds, self.width):
             group = [clients[place] for place in places]
-            lengths = [self.phases_of(client.client_id) for client in group]
+            lengths = [self.plan(client.client_id).phases for client in group]
             yield GroupWork(
                 clients=group,
                 places=places,
@@ -99,7 +99,7 @@ class VectorizedExecutor(FittingExecutor):
     def _steps(self, clients: Sequence[ClientView]) -> Iterator[list[Part]]:
         """Yield the parts of each step: the next batches of everyone who has one, sorted by their size."""
         streams = [self._stream(client, GROUP_EXAMPLES // len(clients)) for client in clients]
-        lengths = [self.phases_of(client.client_id) for client in clients]
+        lengths = [self.plan(client.client_id).phases for client in clients]
         for index in range(len(self.phases)):
             num_steps = [client[index][1] for client in lengths]
             for step in range(num_steps[0]):
