@@ -19,6 +19,11 @@ def test_seeds_are_one_group_and_the_plain_mean_comes_first(tmp_path):
     assert [group.unfinished for group in groups.members] == [[], []]
 
 
+def test_classes_of_one_name_are_two_methods(tmp_path):
+    targets = [{"algorithm._target_": f"fedgh.algorithm.{name}.Part"} for name in ("one", "two")]
+    assert Groups.of(runs(tmp_path, *targets)).methods == ["algorithm.one.Part", "algorithm.two.Part"]
+
+
 def test_what_differs_names_method_or_federation(tmp_path):
     alphas = [
         {"partition.alpha": 1.0, "algorithm.local_epochs": 5},

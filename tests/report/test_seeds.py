@@ -61,6 +61,18 @@ def test_the_one_table_over_seeds():
     ]
 
 
+def test_personal_models_have_a_column_where_there_are_any(tmp_path):
+    runs = [make_run(tmp_path, FEDAVG, seed) for seed in (1, 2)] + [make_run(tmp_path, FEDPROX)]
+    head, rows = over_seeds(Groups.of(runs))
+    assert "personal models (%)" not in head
+    runs[2].summary["final/personal_acc"] = 0.75
+    head, rows = over_seeds(Groups.of(runs))
+    place = head.index("personal models (%)")
+    assert head[place - 1 :] == ["mean of the last ten rounds (%)", "personal models (%)", "pairs in conflict (%)"]
+    assert sorted(row[place] for row in rows) == ["", "75.00"]
+    assert all(len(row) == len(head) for row in rows)
+
+
 def test_jobs_of_a_sweep_go_by_what_was_typed(tmp_path):
     def job(number, alpha, seed, status="finished"):
         settings = {"partition.alpha": alpha, "seed": seed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,11 +95,17 @@ class Groups:
         of_method = [key for key in keys if key.startswith(METHOD) and not key.startswith(BUDGET)]
         told = telling(runs, [key for key in keys if key not in of_method])
         parameters = telling(runs, [key for key in of_method if key not in NAMING])
-        methods = _sorted({_method(run, parameters) for run in runs})
+        names_of = [_names_of({str(run.settings[key]) for run in runs}) for key in NAMING]
+
+        def _method(run: Run) -> tuple[Any, ...]:
+            parts = (names[str(run.settings[key])] for names, key in zip(names_of, NAMING, strict=True))
+            return (*parts, *_values(run, parameters))
+
+        methods = _sorted({_method(run) for run in runs})
         federations = _sorted({_values(run, told) for run in runs})
         found: dict[tuple[int, int], list[Run]] = {}
         for run in sorted(runs, key=lambda run: run.seed):
-            place = federations.index(_values(run, told)), methods.index(_method(run, parameters))
+            place = federations.index(_values(run, told)), methods.index(_method(run))
             found.setdefault(place, []).append(run)
         members = [
             Group(
@@ -159,9 +166,13 @@ def _values(run: Run, keys: Sequence[str]) -> tuple[Any, ...]:
     return tuple("" if v is None else str(v) if isinstance(v, list | bool) else v for v in values)
 
 
-def _method(run: Run, parameters: Sequence[str]) -> tuple[Any, ...]:
-    names = (short(run.settings[f"{group}._target_"]) for group in ("algorithm", "aggregator"))
-    return (*names, *_values(run, parameters))
+def _names_of(targets: set[str]) -> dict[str, str]:
+    """Name classes by their last part, and by module, too, where two would be called the same."""
+    taken = Counter(str(short(target)) for target in targets)
+    return {
+        target: str(short(target)) if taken[str(short(target))] == 1 else target.removeprefix("fedgh.")
+        for target in targets
+    }
 
 
 def _sorted(found: set[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -19,6 +19,8 @@ from fedgh.storage.run import Run
 MEASURES = {"accuracy": "final/acc", "last10": "last10/acc_mean", "conflict": "mean/conflict_ratio"}
 """Column -> closing number: test accuracy after the last round, its mean over the last ten rounds, and the share of
 pairs of clients in conflict over all rounds."""
+PERSONAL = {"personal": "final/personal_acc"}
+"""Likewise, where clients use models of their own: mean over clients of their accuracy."""
 OF_A_RUN = {
     "final": MEASURES["accuracy"],
     "last10": MEASURES["last10"],
@@ -29,6 +31,7 @@ OF_A_RUN = {
 HEADINGS = {
     "accuracy": "accuracy (%)",
     "last10": "mean of the last ten rounds (%)",
+    "personal": "personal models (%)",
     "conflict": "pairs in conflict (%)",
 }
 EXPLAINED = (
@@ -42,7 +45,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def seeds_table(groups: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]]) -> list[Line]:
-    """Return a line per group of runs that differ in their seed only.
+    """Return a line per group of runs that differ in their seed only; the one table over seeds.
 
     Args:
         groups: What names the group, by column, and the closing numbers of its finished runs.
@@ -50,10 +53,11 @@ def seeds_table(groups: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, 
     Returns:
         The names, ``seeds``, and of each measure mean and standard deviation (n - 1; NaN for one seed), in shares.
     """
-    lines = []
+    groups, lines = list(groups), []
+    personal = any(key in result for _, results in groups for result in results for key in PERSONAL.values())
     for names, results in groups:
         line: Line = {**names, "seeds": len(results)}
-        for column, key in MEASURES.items():
+        for column, key in (MEASURES | PERSONAL if personal else MEASURES).items():
             score = Score.of(result[key] for result in results if key in result)
             line |= {f"{column}_mean": score.mean, f"{column}_sd": score.sd}
         lines.append(line)
@@ -74,8 +78,9 @@ def of_groups(groups: Groups) -> list[Line]:
 def over_seeds(groups: Groups) -> Table:
     """Return the table for readers: federation where there are several, method, seeds, measures in percent."""
     named = ["federation"] * (len(groups.federations) > 1) + ["method"]
-    rows = [[*(line[key] for key in named), str(line["seeds"]), *_measured(line)] for line in of_groups(groups)]
-    return [*named, "seeds", *HEADINGS.values()], rows
+    table = of_groups(groups)
+    rows = [[*(line[key] for key in named), str(line["seeds"]), *_measured(line)] for line in table]
+    return [*named, "seeds", *(HEADINGS[name] for name in _measures(table[0]))], rows
 
 
 def gains(groups: Groups) -> list[tuple[Group, Gain]]:
@@ -131,7 +136,7 @@ def runs_table(runs: Sequence[Run]) -> list[Line]:
 def text_of(table: Sequence[Line]) -> str:
     """Return a table over seeds for a terminal: in percent, mean ± standard deviation."""
     names = [key for key in table[0] if not key.endswith(("_mean", "_sd"))]
-    head = [*names, *(f"{name} (%)" for name in MEASURES)]
+    head = [*names, *(f"{name} (%)" for name in _measures(table[0]))]
     lines = [head, *([str(line[key]) for key in names] + [cell or "-" for cell in _measured(line)] for line in table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -162,8 +167,12 @@ def _names(groups: Groups, group: Group) -> Line:
     return {"federation": groups.federations[group.federation], "method": groups.methods[group.method]}
 
 
+def _measures(line: Line) -> list[str]:
+    return [name for name in HEADINGS if f"{name}_mean" in line]
+
+
 def _measured(line: Line) -> list[str]:
-    spreads = [(line[f"{name}_mean"], line[f"{name}_sd"]) for name in MEASURES]
+    spreads = [(line[f"{name}_mean"], line[f"{name}_sd"]) for name in _measures(line)]
     return [percent(Score(mean, sd, 0 if isnan(mean) else 1 if isnan(sd) else 2)) for mean, sd in spreads]
 
 
