@@ -139,7 +139,7 @@ def test_damage_is_told_line_by_line(tmp_path, content, rounds, problems):
     assert ([row["round"] for row in found[0]], found[1]) == (rounds, problems)
     (tmp_path / "metrics.csv").write_bytes(content)
     if problems:
-        message = rf"metrics.csv is damaged: {problems[0]}; going on with the run mends it: resume={tmp_path}"
+        message = rf"metrics.csv is damaged: {problems[0]}; going on mends it: fedgh-train resume={tmp_path}"
         with pytest.raises(DataError, match=message):
             read_csv(tmp_path / "metrics.csv")
     else:

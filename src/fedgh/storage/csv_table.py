@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from fedgh.core.command import resume_command
 from fedgh.core.errors import DataError, StorageError
 from fedgh.storage.durable import replace_file
 
@@ -114,5 +115,5 @@ def read_csv(path: Path) -> list[Row]:
     """
     rows, problems = parse_rows(path.read_bytes())
     if problems:
-        raise DataError(f"{path} is damaged: {problems[0]}; going on with the run mends it: resume={path.parent}")
+        raise DataError(f"{path} is damaged: {problems[0]}; going on mends it: {resume_command(path.parent)}")
     return rows
