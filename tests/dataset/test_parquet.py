@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pyarrow as pa
@@ -256,3 +257,33 @@ def test_no_rows(folder):
     write_shard(folder / "train-00000-of-00001.parquet", [], [], ["a", "b", "c"])
     with pytest.raises(DataError, match=r"the train split in .* has no rows, expected at least one; copy"):
         load(folder)
+
+
+def claiming(width, height, padding=0):
+    """A PNG whose head speaks of more pixels than it has; who begins to decode it says something else."""
+    content = png(TRAIN[0])
+    return content[:16] + struct.pack(">II", width, height) + content[24:] + bytes(padding)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "padding", "message"),
+    [
+        ([(13_000, 13_000)] * 24, 0, r"row 0: image of 13000x13000 pixels .*more than 89,478,485 in all; make"),
+        (
+            [(9_000, 9_000)] * 24,
+            0,
+            r"row 6: the images up to here have 567,000,000 pixels in [\d,]+ bytes, more",
+        ),
+        ([(9_000, 9_000)] * 6, 0, r"row 0: image cannot be decoded"),
+        ([(9_000, 9_000)] * 7, 1_000_000, r"row 0: image cannot be decoded"),  # large files may hold large pictures
+    ],
+)
+@pytest.mark.parametrize("image_size", [None, 8])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_sizes_are_looked_at_before_pixels_are_decoded(folder, sizes, padding, message, image_size):
+    """One by one and in all: a few kilobytes can ask for the memory of the machine."""
+    images = [claiming(*size, padding) for size in sizes]
+    labels = [row % 3 for row in range(len(images))]
+    write_shard(folder / "train-00000-of-00001.parquet", images, labels, ["a", "b", "c"])
+    with pytest.raises(DataError, match=message):
+        load(folder, image_size=image_size)

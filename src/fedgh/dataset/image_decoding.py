@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 import numpy as np
@@ -15,6 +16,18 @@ import torch
 from torch import Tensor
 
 from fedgh.core.errors import DataError
+from fedgh.core.machine import usable_cores
+
+ONE_IMAGE = 89_478_485
+"""Pixels of one image at most, where Pillow begins to warn; pictures of a camera have 10 to 60 million."""
+
+UNSUSPICIOUS = 500_000_000
+"""Pixels of all images up to which nobody minds how small their files are."""
+
+PIXELS_A_BYTE = 100
+"""Beyond, pixels that a byte of their files may hold. Pictures have 1 to 20, what is made to fill a memory hundreds."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 TASK_IMAGES = 256
 """Images a thread decodes at a time; Pillow releases the interpreter lock while it decodes."""
@@ -56,33 +69,85 @@ def decode_splits(splits: Sequence[EncodedSplit], image_size: int | None) -> lis
         images repeat their only channel. Palettes become RGB, and transparency is dropped.
 
     Raises:
-        DataError: If an image cannot be decoded, has 16 bits a channel, or differs in size from the first one.
+        DataError: If an image cannot be decoded, has 16 bits a channel, differs in size from the first one, or if there
+            are more pixels than the files are pictures for; sizes are looked at before pixels are decoded.
     """
-    decoded = [_decode(split, image_size) for split in splits]
+    budget = Budget()
+    for split in splits:
+        budget.look_ahead(split)
+    decoded = [_decode(split, image_size, budget) for split in splits]
     first = next(image for images in decoded for image in images)
     color = any(image.ndim == 3 for images in decoded for image in images)
     return [_stack(images, split, first.shape[:2], color) for images, split in zip(decoded, splits, strict=True)]
 
 
-def _decode(split: EncodedSplit, image_size: int | None) -> list[np.ndarray]:
+class Budget:
+    """What images may take when they are decoded, one by one and in all; a few kilobytes can ask for gigabytes."""
+
+    def __init__(self) -> None:
+        self._lock, self._pixels, self._bytes = Lock(), 0, 0
+
+    def look_ahead(self, split: EncodedSplit) -> None:
+        """Refuse a split for what the heads of its PNG files say, which costs nothing to read."""
+        ahead = Budget()
+        for row, source in enumerate(split.images):
+            if isinstance(source, bytes) and source.startswith(PNG) and len(source) >= 24:
+                ahead.spend(*struct.unpack(">II", source[16:24]), len(source), lambda row=row: split.where(row))
+
+    def spend(self, width: int, height: int, num_bytes: int, where: Callable[[], str]) -> None:
+        """Count one image before it is decoded.
+
+        Args:
+            width: In pixels.
+            height: In pixels.
+            num_bytes: Of its file.
+            where: Says where it is; for messages.
+
+        Raises:
+            DataError: If it is too large, or all so far are for the size of their files.
+        """
+        with self._lock:
+            self._pixels += width * height
+            self._bytes += num_bytes
+            pixels, size = self._pixels, self._bytes
+        if width * height > ONE_IMAGE:
+            raise DataError(
+                f"{where()}: image of {height}x{width} pixels (height x width), more than {ONE_IMAGE:,} in all; make "
+                "the images of the set smaller first."
+            )
+        if pixels > max(UNSUSPICIOUS, PIXELS_A_BYTE * size):
+            raise DataError(
+                f"{where()}: the images up to here have {pixels:,} pixels in {size:,} bytes, more than {PIXELS_A_BYTE} "
+                "a byte, as no pictures have; a file of unknown origin may be made to fill the memory. Make the images "
+                "of the set smaller first."
+            )
+
+
+def _size_of(source: bytes | Path) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
+
+
+def _decode(split: EncodedSplit, image_size: int | None, budget: Budget) -> list[np.ndarray]:
     starts = range(0, len(split.images), TASK_IMAGES)
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
-        return [
-            image for part in pool.map(lambda start: _decode_task(split, start, image_size), starts) for image in part
-        ]
+    with ThreadPoolExecutor(max_workers=min(32, usable_cores())) as pool:
+        parts = pool.map(lambda start: _decode_task(split, start, image_size, budget), starts)
+        return [image for part in parts for image in part]
 
 
-def _decode_task(split: EncodedSplit, start: int, image_size: int | None) -> list[np.ndarray]:
+def _decode_task(split: EncodedSplit, start: int, image_size: int | None, budget: Budget) -> list[np.ndarray]:
     rows = range(start, min(start + TASK_IMAGES, len(split.images)))
-    return [_decode_one(split.images[row], split.where, row, image_size) for row in rows]
+    return [_decode_one(split.images[row], split.where, row, image_size, budget) for row in rows]
 
 
-def _decode_one(source: bytes | Path, where: Callable[[int], str], row: int, image_size: int | None) -> np.ndarray:
+def _decode_one(
+    source: bytes | Path, where: Callable[[int], str], row: int, image_size: int | None, budget: Budget
+) -> np.ndarray:
     """Return uint8 (H, W) of a greyscale image or (H, W, 3) of any other."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            budget.spend(*image.size, _size_of(source), lambda: where(row))
             if image.mode.startswith(("I", "F")):
                 raise DataError(
                     f"{where(row)}: image of mode {image.mode} has more than 8 bits a channel, expected 8; "
