@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedgh.core.errors import ConfigurationError, TrainingError
+from fedgh.core.errors import ConfigurationError, LostError
 from fedgh.executor import ray_cluster
 
 
@@ -108,16 +108,15 @@ def test_another_failure_of_ray_is_not_called_a_token(fake):
 
 def test_a_head_that_is_gone_is_noticed_after_a_while(fake, monkeypatch, caplog):
     _ray, address, server = fake
+    monkeypatch.setattr(ray_cluster, "head_is_gone", False)
     ray_cluster.check_head("the run")
     server.close()
-    now = iter([100.0, 110.0, 100.0 + ray_cluster.HEAD_PATIENCE])
+    now = iter([100.0, 105.0, 100.0 + ray_cluster.HEAD_PATIENCE])
     monkeypatch.setattr(ray_cluster, "time", SimpleNamespace(monotonic=lambda: next(now)))
     for _ in range(2):
         ray_cluster.check_head("the run")
     assert caplog.text.count(f"the head of Ray at {address} does not answer") == 2
-    with pytest.raises(
-        TrainingError, match=rf"the head of Ray at {address} does not answer any more .*, so the run can"
-    ):
+    with pytest.raises(LostError, match=rf"the head of Ray at {address} does not answer any more .*, so the run can"):
         ray_cluster.check_head("the run")
 
 

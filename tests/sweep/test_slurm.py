@@ -130,20 +130,26 @@ def test_jobs_cancelled_from_outside_leave_the_others_and_the_wait_ends(tmp_path
 def test_ctrl_c_on_the_leader_leaves_the_jobs_to_slurm_and_going_on_waits_for_them(tmp_path):
     sweep = tmp_path / "sweep"
     with slurm(tmp_path / "slurm") as environment:
-        with leading(environment, sweep, "num_rounds=2000", f"hydra.sweep.dir={sweep}") as leader:
+        call = partial(subprocess.run, env=environment, check=True, capture_output=True, text=True)
+        with leading(environment, sweep, f"hydra.sweep.dir={sweep}") as leader:
             until(lambda: num_rounds(sweep / "0") > 5, leader)
+            call(["scontrol", "hold", "1_1"])
+            call(["scontrol", "suspend", "1_0"])  # so that it is not over before the second leader has begun
             leader.process.send_signal(signal.SIGINT)
             assert leader.process.wait(PATIENCE) == 130
         text = leader.said()
         assert "\n1 running, 1 waiting\n" in text, text
         assert (
-            "in SLURM        job 0 run on, job 1 wait there, whatever becomes of this process; stop: scancel 1\n"
-            in text
+            "in SLURM        job 0 still running, job 1 still waiting; they outlive this process, "
+            "stop them: scancel 1\n" in text
         )
         (again,) = [line.partition("fedgh-train ")[2] for line in text.splitlines() if line.startswith("go on")]
         rest = [word for word in shlex.split(again) if word not in ("-m", *TINY, *ON_SLURM)]
-        assert [word.partition("=")[0] for word in rest] == ["num_rounds", "sweep.resume"]
+        assert [word.partition("=")[0] for word in rest] == ["sweep.resume"]
         with leading(environment, sweep, *rest) as leader:
+            until(lambda: "is in SLURM already, as 1_0 (SUSPENDED): waiting for it" in leader.said(), leader)
+            call(["scontrol", "resume", "1_0"])
+            call(["scontrol", "release", "1_1"])
             assert leader.process.wait(PATIENCE) == 0, leader.said()
         submitted = subprocess.run(
             ["squeue", "--array", "--states=all", "--noheader", "--format=%i"],
@@ -153,7 +159,6 @@ def test_ctrl_c_on_the_leader_leaves_the_jobs_to_slurm_and_going_on_waits_for_th
             check=True,
         ).stdout.split()
     assert sorted(submitted) == ["1_0", "1_1"], "a job was submitted twice"
-    assert "is in SLURM already, as 1_0 (RUNNING): waiting for it" in leader.said()
     assert leader.said().endswith(f"\n2 finished\nwritten to      {sweep}\ntables, curves  fedgh-report runs={sweep}\n")
 
 

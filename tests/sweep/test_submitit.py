@@ -121,7 +121,8 @@ def test_what_goes_on_without_the_leader_is_told(queue, tmp_path):
     alive = slurm.alive(tmp_path)
     assert alive == {1: ("15", "RUNNING"), 2: ("12_2", "PENDING"), 3: ("12_3", "PENDING")}
     assert slurm.told(alive) == [
-        "in SLURM        job 1 run on, jobs 2, 3 wait there, whatever becomes of this process; stop: scancel 12 15"
+        "in SLURM        job 1 still running, jobs 2, 3 still waiting; they outlive this process, "
+        "stop them: scancel 12 15"
     ]
     assert slurm.told({}) == []
 
@@ -129,6 +130,8 @@ def test_what_goes_on_without_the_leader_is_told(queue, tmp_path):
 def test_jobs_may_go_on_where_slurm_does_not_answer(queue, tmp_path):
     slurm.remember(tmp_path, {0: "12_0", 1: "12_1"})
     write_job(tmp_path, 0, [], tmp_path / "0", "finished")
+    queue("12_0|RUNNING\n12_1|RUNNING\n")
+    assert slurm.alive(tmp_path) == {1: ("12_1", "RUNNING")}, "job 0 is only about to leave"
     queue("", "Unable to contact slurm controller", 1)
     assert slurm.alive(tmp_path) == {1: ("12_1", "UNKNOWN")}
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedgh import config
 from fedgh.config.entry import give_up, in_sweep, launch
 from fedgh.core.command import command, resume_command, setting
-from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError, StorageError
+from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError, LostError, StorageError
 from fedgh.core.types import ServerState
 from fedgh.federation.loop import Preparing, memories, recall, train
 from fedgh.federation.round import Federation, first_state, to_device
@@ -198,6 +198,8 @@ def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | N
         summary = summarize(run_dir, server.round_index, f"{cfg.name}, seed {cfg.seed}", main)
         if cfg.checkpoint.artifact and not signal_number:
             recorder.artifact(newest(run_dir))
+    except LostError as error:
+        raise LostError(f"{error}: {again}") from error
     except (StorageError, OSError) as error:
         if isinstance(error, OSError) and not is_about_the_disk(error):
             raise

@@ -33,5 +33,9 @@ class StorageError(FedGHError):
     """A run's directory cannot be written to, for instance because the disk is full."""
 
 
+class LostError(FedGHError):
+    """What trains the clients is gone; the run can go on when it is back."""
+
+
 class TrainingError(FedGHError):
     """Training produced something that must stop the run, for instance a non-finite update."""

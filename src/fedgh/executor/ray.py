@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedgh.client.view import ClientView
 from fedgh.core.allocator import keep_freed_memory
-from fedgh.core.errors import ConfigurationError, FedGHError, TrainingError
+from fedgh.core.errors import ConfigurationError, FedGHError, LostError, TrainingError
 from fedgh.core.types import ClientResult, ClientState, GlobalModel, Message, Report
 from fedgh.executor import ray_cluster
 from fedgh.executor.base import Executor
@@ -219,9 +219,9 @@ class RayExecutor(Executor):
                 "no worker of Ray has been placed yet: %s each; Ray has %s", self._describe(), ray_cluster.size()
             )
             if not ray_cluster.room(**self.resources):
-                raise TrainingError(
-                    f"Ray has {ray_cluster.size()} left, too little for a worker with {self._describe()}; go on with "
-                    "resume=<run> when its machines are back"
+                raise LostError(
+                    f"Ray has {ray_cluster.size()} left, too little for a worker with {self._describe()}; go on "
+                    "when its machines are back"
                 )
         return ended
 
@@ -427,7 +427,7 @@ def _arrived(memory: NDArray[np.uint8], dtype: torch.dtype, shape: torch.Size) -
 
 def _dismiss(ray: Any, slots: list[_Slot]) -> None:
     """End the workers; at the end of the process Ray may have gone before them."""
-    if ray.is_initialized():
+    if ray.is_initialized() and not ray_cluster.head_is_gone:
         for slot in slots:
             ray.kill(slot.actor)
     slots.clear()

@@ -18,7 +18,7 @@ from importlib import import_module
 from tempfile import TemporaryFile
 from typing import Any
 
-from fedgh.core.errors import ConfigurationError, TrainingError
+from fedgh.core.errors import ConfigurationError, LostError
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,11 @@ PATIENCE = 5.0
 """Seconds that a cluster has to answer."""
 LEAST_STORE_MIB = 75
 """Shared memory without which Ray does not start."""
-HEAD_PATIENCE = 25.0
-"""Seconds of silence after which a head counts as gone; Ray itself ends the process after 60."""
+HEAD_PATIENCE = 9.0
+"""Seconds of silence after which a head counts as gone; Ray itself ends the process after 60, and its calls hang
+until then."""
+head_is_gone = False
+"""Whether the cluster's head has been found to be gone; nothing is to be asked of Ray any more."""
 
 
 def load(setting: str) -> Any:
@@ -135,9 +138,9 @@ def check_head(doing: str) -> None:
         doing: What cannot go on, for the message.
 
     Raises:
-        TrainingError: If it has not answered for a while.
+        LostError: If it has not answered for a while.
     """
-    global _silent_since
+    global _silent_since, head_is_gone
     head = load("executor=ray").get_runtime_context().gcs_address
     try:
         socket.create_connection(host_and_port(head), timeout=PATIENCE).close()
@@ -149,8 +152,8 @@ def check_head(doing: str) -> None:
         if now - _silent_since < HEAD_PATIENCE:
             log.warning("the head of Ray at %s does not answer (%s)", head, error)
             return
-        _silent_since = None
-        raise TrainingError(
+        _silent_since, head_is_gone = None, True
+        raise LostError(
             f"the head of Ray at {head} does not answer any more ({error}), so {doing} cannot go on; what is finished "
             "is kept: start the head again, then go on"
         ) from error
@@ -193,7 +196,12 @@ class Session:
 
     def __init__(self, address: str | None, setting: str, **local: Any) -> None:
         if start(address, setting, **local):
-            weakref.finalize(self, import_module("ray").shutdown)
+            weakref.finalize(self, _shut_down)
+
+
+def _shut_down() -> None:
+    if not head_is_gone:
+        import_module("ray").shutdown()
 
 
 _sessions: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()

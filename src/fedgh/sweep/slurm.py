@@ -57,13 +57,14 @@ def states(ids: Iterable[str]) -> dict[str, str] | None:
 def alive(sweep: Path) -> dict[int, tuple[str, str]]:
     """Return id and state of the jobs of a sweep that SLURM runs or holds in its queue, by their numbers.
 
-    Where SLURM does not answer these are all that have not ended by what they recorded, in state ``UNKNOWN``.
+    Not those that have recorded their end and are only about to leave SLURM. Where SLURM does not answer these are all
+    others, in state ``UNKNOWN``.
     """
-    ids = remembered(sweep)
+    ended = {job.number for job in read_jobs(sweep) if job.status in ("finished", "pruned", "failed")}
+    ids = {number: job_id for number, job_id in remembered(sweep).items() if number not in ended}
     found = states(ids.values())
     if found is None:
-        ended = {job.number for job in read_jobs(sweep) if job.status in ("finished", "pruned", "failed")}
-        return {number: (job_id, "UNKNOWN") for number, job_id in ids.items() if number not in ended}
+        return {number: (job_id, "UNKNOWN") for number, job_id in ids.items()}
     known = {number: (job_id, found[job_id]) for number, job_id in ids.items() if job_id in found}
     return {number: (job_id, state) for number, (job_id, state) in known.items() if state not in OVER}
 
@@ -75,8 +76,8 @@ def told(jobs: Mapping[int, tuple[str, str]]) -> list[str]:
     running = [number for number, (_, state) in jobs.items() if state not in ("PENDING", "REQUEUED")]
     parts = [
         f"{'job' if len(numbers) == 1 else 'jobs'} {', '.join(map(str, numbers))} {what}"
-        for numbers, what in ((running, "run on"), ([n for n in jobs if n not in running], "wait there"))
+        for numbers, what in ((running, "still running"), ([n for n in jobs if n not in running], "still waiting"))
         if numbers
     ]
     whole = sorted({job_id.partition("_")[0] for job_id, _ in jobs.values()}, key=int)
-    return [f"in SLURM        {', '.join(parts)}, whatever becomes of this process; stop: scancel {' '.join(whole)}"]
+    return [f"in SLURM        {', '.join(parts)}; they outlive this process, stop them: scancel {' '.join(whole)}"]
