@@ -648,3 +648,24 @@ def test_checkpoints_and_evaluations_come_when_asked(cli):
     rows = table(answer.run_dir)
     assert [row["round"] for row in rows if row["global/test/acc"]] == ["2", "4", "5"]
     assert [p.name for p in (answer.run_dir / "checkpoints").iterdir()] == ["round_000005.ckpt"]
+
+
+def test_a_phase_after_training_has_its_own_file_and_stays_out_of_the_rounds(cli, tmp_path):
+    """CCVR is FedAvg to the bit until the last round; what comes after it is saved apart and can be evaluated."""
+    plain = cli(*QUIET, "num_rounds=3", f"hydra.run.dir={tmp_path}/plain")
+    ours = cli(*QUIET, "num_rounds=2", "algorithm=ccvr", f"hydra.run.dir={tmp_path}/ccvr")
+    assert "completed       " in ours.out
+    first = json.loads((tmp_path / "ccvr" / "completed.json").read_text())
+    assert 0 <= first["completed/global/test/acc"] <= 1
+    assert cli(f"resume={tmp_path}/ccvr", "num_rounds=3").code == 0
+    rounds = [checkpoints.load_newest(tmp_path / name / "checkpoints")[0].server for name in ("plain", "ccvr")]
+    assert torch.equal(rounds[0].params, rounds[1].params), "the phase after two rounds leaves no trace in the third"
+    completed, path = checkpoints.load_newest(tmp_path / "ccvr" / "completed")
+    assert path.name == "round_000003.ckpt"
+    assert not torch.equal(completed.server.params, rounds[1].params)
+    answer = cli(f"checkpoint={path}", f"paths.output_dir={tmp_path}/out", task="evaluate")
+    assert answer.code == 0
+    evaluated = json.loads((tmp_path / "out" / "evaluation.json").read_text())["global/test/acc"]
+    again = json.loads((tmp_path / "ccvr" / "completed.json").read_text())["completed/global/test/acc"]
+    assert evaluated == pytest.approx(again)
+    assert plain.code == 0

@@ -18,6 +18,7 @@ from fedgh.config.entry import give_up, in_sweep, launch
 from fedgh.core.command import command, resume_command, setting
 from fedgh.core.errors import CheckpointError, ConfigurationError, InUseError, LostError, StorageError
 from fedgh.core.types import ServerState
+from fedgh.federation.completion import complete
 from fedgh.federation.loop import Preparing, memories, recall, train
 from fedgh.federation.round import Federation, first_state, to_device
 from fedgh.federation.rounding import rounding_note
@@ -196,6 +197,11 @@ def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | N
         status = "success" if not signal_number else "failed"
         main = federation.dataset.task.main
         summary = summarize(run_dir, server.round_index, f"{cfg.name}, seed {cfg.seed}", main)
+        if server.round_index == cfg.num_rounds and federation.algorithm.overrides("complete"):
+            completed, metrics = complete(federation, server, schedule)
+            checkpoints.save(replace(stamp, server=replace(completed, clients={})), run_dir / "completed", keep=1)
+            (run_dir / "completed.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            summary |= {f"completed/{main}": metrics[f"completed/global/test/{main}"]}
         if cfg.checkpoint.artifact and not signal_number:
             recorder.artifact(newest(run_dir))
     except LostError as error:
@@ -285,11 +291,18 @@ def print_results(cfg: DictConfig, finished: int, summary: dict[str, float]) -> 
         lines += [
             f"r2              {summary['final/r2']:.3f} final, {summary['last10/r2_best']:.3f} best of the last 10"
         ]
+    if "completed/acc" in summary:
+        lines += [f"completed       {summary['completed/acc']:.2%} after the algorithm's phase after training"]
+    if "final/personal_acc" in summary:
+        lines += [f"personal        {summary['final/personal_acc']:.2%} final, mean over the clients' own models"]
     if "final/conflict_ratio" in summary:
         lines += [
             f"conflict ratio  {summary['final/conflict_ratio']:.1%} final, "
             f"{summary['mean/conflict_ratio']:.1%} mean over the rounds"
         ]
+    if "total/bytes_up" in summary:
+        down, up = (summary[f"total/bytes_{way}"] / 1e6 for way in ("down", "up"))
+        lines += [f"sent            {down:,.1f} MB to clients, {up:,.1f} MB back"]
     lines += [f"rounds          {finished} of {cfg.num_rounds}", f"written to      {run_dir}"]
     if finished:
         lines += [f"evaluate        {command('fedgh-evaluate', setting('checkpoint', newest(run_dir)), *trust)}"]
