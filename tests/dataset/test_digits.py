@@ -37,3 +37,8 @@ def test_fraction_keeps_the_test_split():
     dataset = digits.load(0.1, None)
     assert 130 < len(dataset.train_labels) < 160
     assert torch.equal(dataset.test_images, digits.load(1.0, None).test_images)
+
+
+def test_the_fingerprint_is_that_of_version_0_1():
+    """Checkpoints hold it: runs begun before data sets were more than images go on."""
+    assert digits.load(1.0, None).fingerprint == "66861d70554936c5"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedgh.metric.summary import client_accuracy, closing_numbers, spread
+from fedgh.metric.summary import client_accuracy, closing_numbers, final_score, spread
 
 NAN = float("nan")
 
@@ -60,3 +60,11 @@ def test_what_a_run_is_summed_up_by():
     assert numbers["final/conflict_ratio"] == 0.5
     assert numbers["mean/conflict_ratio"] == pytest.approx(6.2 / 13)
     assert closing_numbers([{"round": 1.0}]) == {}
+
+
+def test_a_run_is_summed_up_by_its_tasks_main_score():
+    rows = [{"global/test/r2": 0.1, "global/test/acc": 9.0}, {}, {"global/test/r2": 0.3}]
+    numbers = closing_numbers(rows, "r2")
+    assert numbers == pytest.approx({"final/r2": 0.3, "last10/r2_best": 0.3, "last10/r2_mean": 0.2})
+    assert final_score(numbers) == pytest.approx(0.3)
+    assert final_score({"final/conflict_ratio": 0.5, "final/personal_acc": 0.7}) is None
