@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Self
@@ -92,7 +93,8 @@ class Budget:
         ahead = Budget()
         for row, source in enumerate(split.images):
             if isinstance(source, bytes) and source.startswith(PNG) and len(source) >= 24:
-                ahead.spend(*struct.unpack(">II", source[16:24]), len(source), lambda row=row: split.where(row))
+                width, height = struct.unpack(">II", source[16:24])
+                ahead.spend(width, height, len(source), partial(split.where, row))
 
     def spend(self, width: int, height: int, num_bytes: int, where: Callable[[], str]) -> None:
         """Count one image before it is decoded.
