@@ -34,6 +34,18 @@ class Remote(torch.Tensor):
     def __init__(self, numbers):
         self.numbers = numbers
 
+    @property
+    def data(self):
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.numbers = other.numbers
+
+    def tolist(self):
+        return self.cpu().tolist()
+
     def __repr__(self, **_):
         return f"Remote({tuple(self.shape)}, {self.dtype})"
 
@@ -84,7 +96,16 @@ class Accelerator(TorchDispatchMode):
         result = operation(*args, **kwargs)
         if not there:
             return result
-        return tree_map_only(torch.Tensor, lambda t: remote[id(t)] if id(t) in remote else Remote(t), result)
+        return tree_map_only(
+            torch.Tensor, lambda t: self._seen(remote[id(t)]) if id(t) in remote else Remote(t), result
+        )
+
+    def _seen(self, tensor):
+        """Let a tensor that was worked on in place have the shape of what is behind it (``squeeze_``)."""
+        if tensor.shape != tensor.numbers.shape:
+            with self:
+                tensor.data = Remote(tensor.numbers)
+        return tensor
 
     def _count(self, operation, args, kwargs, remote, there):
         packet, name = operation.overloadpacket, operation.overloadpacket.__name__
@@ -93,11 +114,12 @@ class Accelerator(TorchDispatchMode):
             if isinstance(source, Remote) != there:
                 (self.copied_to_device if there else self.copied_to_host)[tuple(source.shape)] += 1
                 later = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
-                self.waits[name] += not (there and (later or source.dim() == 0))
+                if not (there and (later or source.dim() == 0)):
+                    self.waits[name] += 1
         if not (remote or there):
             return
         indices = args[1] if packet in (ATEN.index, ATEN.index_put_, ATEN.index_put) else ()
         if packet in WAITS or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
             self.waits[name] += 1
-        if not operation.is_view and packet not in ALLOCATES and packet is not ATEN._local_scalar_dense:
-            self.launches[name] += there
+        if there and not operation.is_view and packet not in ALLOCATES and packet is not ATEN._local_scalar_dense:
+            self.launches[name] += 1

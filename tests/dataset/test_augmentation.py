@@ -190,10 +190,10 @@ def test_nothing_waits_for_an_accelerator(augmentation, channels):
         augmentation(there, generator(3))
         accelerator.reset()
         found = augmentation(there, generator())
-        assert not accelerator.waits.total()
+        assert not accelerator.waits
         assert not accelerator.copied_to_host
         assert accelerator.copied_to_device.total() == 1 + augmentation.auto_augment
-        assert accelerator.operations < 210
+        assert accelerator.operations < 225
         assert torch.equal(found.cpu(), expected)
         launches = accelerator.operations
         accelerator.reset()

@@ -8,7 +8,7 @@ from fedgh.core.errors import ConfigurationError
 from fedgh.dataset import stream
 from fedgh.dataset.augmentation import Augmentation
 from fedgh.dataset.base import ImageDataset
-from fedgh.dataset.stream import client_batches, num_local_steps
+from fedgh.dataset.stream import client_batches, client_rows, group_batches, num_local_steps
 
 
 def numbered(count=60, augmentation=None):
@@ -128,3 +128,45 @@ def test_the_data_set_stays_as_it_was():
 def test_ranges(arguments, text):
     with pytest.raises(ConfigurationError, match=text):
         num_local_steps(*arguments)
+
+
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation(1, True, True), None, lambda i, g: i + torch.randint(9, i.shape, generator=g).byte()]
+)
+@pytest.mark.parametrize("ahead", [1, 2, 5, 100])
+def test_batches_of_many_clients_are_those_of_each(augmentation, ahead):
+    """Prepared together, taken at the same pace; those who have fewer end earlier."""
+    dataset, clients = numbered(augmentation=augmentation), [range(20), range(20, 23), range(23, 60)]
+    alone = [batches(dataset, list(rows), 4, 2, seed=k) for k, rows in enumerate(clients)]
+    streams = group_batches(
+        dataset,
+        [
+            client_rows(torch.as_tensor(rows), 4, 2, np.random.Generator(np.random.Philox(k)))
+            for k, rows in enumerate(clients)
+        ],
+        [torch.Generator().manual_seed(k) for k in range(3)],
+        ahead,
+    )
+    together = [[], [], []]
+    for _ in range(max(map(len, alone))):
+        for found, mine in zip(together, streams, strict=True):
+            found.extend(batch for batch in [next(mine, None)] if batch is not None)
+    for found, wanted in zip(together, alone, strict=True):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_clients_are_augmented_in_one_go():
+    calls = []
+
+    class Counting(Augmentation):
+        def apply(self, images, draws):
+            calls.append(len(images))
+            return super().apply(images, draws)
+
+    dataset = numbered(augmentation=Counting(1, True, True))
+    rows = [client_rows(torch.arange(20), 4, 1, np.random.Generator(np.random.Philox(k))) for k in range(3)]
+    streams = group_batches(dataset, rows, [torch.Generator().manual_seed(k) for k in range(3)], 3)
+    assert [len(list(mine)) for mine in streams] == [5, 5, 5]
+    assert calls[0] == 3 * 3 * 4

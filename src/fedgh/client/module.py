@@ -46,6 +46,10 @@ class LocalTraining(pl.LightningModule, ABC):
         self.model.module.train()
         self.results = []
 
+    def on_train_end(self) -> None:
+        """Forget what the optimizer remembers, which Lightning would copy to the host."""
+        self.optimizers(use_pl_optimizer=False).state.clear()  # type: ignore[union-attr]
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         """Leave the work where it is: the data set already lives on the device."""
         return batch

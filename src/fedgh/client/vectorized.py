@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from fedgh.algorithm.base import Algorithm
 from fedgh.client.local import begin_phase, step
 from fedgh.client.view import ClientView
+from fedgh.core.device import sent
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.flat import FlatModel
 from fedgh.core.forward import VectorizedForward
@@ -165,7 +166,7 @@ class Group:
             buffers,
             state,
             global_params[0] if _same(global_params) else torch.stack(global_params),
-            [torch.Generator(model.device).manual_seed(seed) for seed in seeds],
+            [torch.Generator().manual_seed(seed) for seed in seeds],
         )
 
     def rows_of(self, places: slice | Tensor) -> tuple[ClientState, dict[str, int | None]]:
@@ -209,7 +210,7 @@ def _gradient(model: FlatModel, algorithm: Algorithm, task: Task, group: Group, 
         return
     gradient = torch.empty_like(group.params)
     for part in parts:
-        places = torch.tensor(part.places).to(model.device, non_blocking=True)
+        places = sent(torch.tensor(part.places), model.device)
         gradient[places] = gradient_of(model, algorithm, task, group, part, places)
     group.params.grad = gradient
 
@@ -241,7 +242,7 @@ def gradient_of(
         gradient, value, after = algorithm.local_gradient((inputs, targets), forward, params, received, state)
         return gradient, value, {name: tensor for name, tensor in after.items() if tensor is not state.get(name)}
 
-    model.share_generators(generators[: len(part.targets)], part.num_rows)
+    model.share_generators(generators[: len(part.targets)])
     in_dims = (0, 0, dims, 0, 0, None if shared else 0)
     try:
         mapped = vmap(direction if own_gradient else loss, in_dims)
@@ -283,11 +284,10 @@ def _results(model: FlatModel, algorithm: Algorithm, group: Group, work: GroupWo
     """Write the updates into their rows and let every client report."""
     local_steps = [sum(steps) for steps in zip(*(num_steps for _, num_steps in work.phases), strict=True)]
     buffers, counters = model.flatten_buffers(group.buffers, len(group.matrix))
-    losses = group.total_loss / torch.tensor(local_steps).to(model.device)
+    losses = group.total_loss / sent(torch.tensor(local_steps), model.device)
     reports = algorithm.overrides("report")
     updates = group.matrix - group.global_params if reports else group.matrix.sub_(group.global_params)
-    places = torch.tensor(work.places).to(model.device)
-    work.rows.index_copy_(0, places, updates.to(work.rows.dtype))
+    work.rows.index_copy_(0, sent(torch.tensor(work.places), model.device), updates.to(work.rows.dtype))
     results = []
     for place, client in enumerate(work.clients):
         row = work.rows[work.places[place]]

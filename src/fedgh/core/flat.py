@@ -201,13 +201,8 @@ class FlatModel:
 
         return flatten(self.buffers, self._floating), flatten(self.counters, self._integer)
 
-    def share_generators(self, generators: Sequence[torch.Generator], num_rows: Sequence[int] | None) -> None:  # noqa: ARG002
-        """Say where layers that draw find their numbers under ``vmap``.
-
-        Args:
-            generators: One per client, for all layers, on the CPU.
-            num_rows: How many rows of each client's batch are real, where short ones were padded; ``None``: all.
-        """
+    def share_generators(self, generators: Sequence[torch.Generator]) -> None:
+        """Say where layers that draw find their numbers under ``vmap``: one generator per client, on the CPU."""
         for layer in self._drawing:
             layer.generators = generators  # type: ignore[assignment]
 

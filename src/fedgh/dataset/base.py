@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,19 @@ from fedgh.task.classification import Classification
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Maps inputs (B, ...), such as uint8 images (B, C, H, W), and a CPU generator to new ones of the same shape."""
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """An augmentation that draws apart from applying, so that the inputs of many clients can be augmented at once."""
+
+    def draw(self, num_examples: int, generator: torch.Generator) -> Tensor:
+        """Return the random numbers of some examples, ``(B, ...)`` on the CPU."""
+        ...
+
+    def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
+        """Return new inputs, each by its own random numbers."""
+        ...
 
 
 class Dataset:

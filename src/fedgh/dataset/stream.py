@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedgh.core.device import sent
 from fedgh.core.errors import ConfigurationError
-from fedgh.dataset.base import Dataset
+from fedgh.dataset.base import Augment, Dataset, Drawing
 
 CHUNK_IMAGES = 4096
 """Images prepared at once, in whole batches; bounds the memory of a client, never changes the batches."""
@@ -46,11 +49,65 @@ def client_batches(
     """
     batches = client_rows(indices, batch_size, local_epochs, shuffle_generator, max_steps)
     for chunk in _chunks(batches, chunk_images or CHUNK_IMAGES):
-        rows, sizes = torch.cat(chunk).to(dataset.train_inputs.device), [len(batch) for batch in chunk]
+        rows, sizes = sent(torch.cat(chunk), dataset.train_inputs.device), [len(batch) for batch in chunk]
         inputs, targets = dataset.train_inputs.index_select(0, rows), dataset.train_targets.index_select(0, rows)
         if dataset.augmentation is not None and augment_generator is not None:
             inputs = dataset.augmentation(inputs, augment_generator)
         yield from zip(dataset.normalize(inputs).split_with_sizes(sizes), targets.split_with_sizes(sizes), strict=True)
+
+
+def group_batches(
+    dataset: Dataset, rows: Sequence[Iterator[Tensor]], augment_generators: Sequence[torch.Generator], steps_ahead: int
+) -> list[Iterator[tuple[Tensor, Tensor]]]:
+    """Return the batches of several clients, gathered, augmented and normalized together.
+
+    Every client draws from its own generator, so its batches are those of :func:`client_batches`; but one launch of an
+    operation serves all of them. Those who take steps together should take them at the same pace.
+
+    Args:
+        dataset: Whose train split the clients hold parts of.
+        rows: What :func:`client_rows` gives for each client.
+        augment_generators: One per client, on the CPU.
+        steps_ahead: Batches of every client that are prepared at once; bounds the memory, never changes the batches.
+    """
+    ready: list[deque[tuple[Tensor, Tensor]]] = [deque() for _ in rows]
+
+    def prepare() -> None:
+        taken = [list(islice(mine, steps_ahead - len(queue))) for mine, queue in zip(rows, ready, strict=True)]
+        batches = [batch for mine in taken for batch in mine]
+        if not batches:
+            return
+        places = sent(torch.cat(batches), dataset.train_inputs.device)
+        inputs, targets = dataset.train_inputs.index_select(0, places), dataset.train_targets.index_select(0, places)
+        counts = [sum(map(len, mine)) for mine in taken]
+        inputs = dataset.normalize(_augmented(dataset.augmentation, inputs, counts, augment_generators))
+        sizes = [len(batch) for batch in batches]
+        prepared = zip(inputs.split_with_sizes(sizes), targets.split_with_sizes(sizes), strict=True)
+        for queue, mine in zip(ready, taken, strict=True):
+            queue.extend(islice(prepared, len(mine)))
+
+    def batches_of(queue: deque[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            if not queue:
+                prepare()
+            if not queue:
+                return
+            yield queue.popleft()
+
+    return [batches_of(queue) for queue in ready]
+
+
+def _augmented(
+    augmentation: Augment | None, inputs: Tensor, counts: Sequence[int], generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Augment the examples of several clients, as many of each as ``counts`` says, one client after the other."""
+    if augmentation is None:
+        return inputs
+    if isinstance(augmentation, Drawing):
+        draws = [augmentation.draw(count, generator) for count, generator in zip(counts, generators, strict=True)]
+        return augmentation.apply(inputs, torch.cat(draws))
+    parts = zip(inputs.split_with_sizes(list(counts)), generators, strict=True)
+    return torch.cat([augmentation(part, generator) for part, generator in parts if len(part)])
 
 
 def client_rows(

@@ -47,14 +47,20 @@ def choose(width: int, row_dtype: str = "float32", **parts: Any) -> Executor:
     elif params > MAX_PARAMS or flops > MAX_FLOPS:
         return _picked(SequentialExecutor(**parts), "sequential", f"{size} of one client fill a CPU")
     try:
-        vectorized = VectorizedExecutor(width, **parts)
+        vectorized = VectorizedExecutor(width, lower_width=True, **parts)
     except ConfigurationError as error:
         return _picked(SequentialExecutor(**parts), "sequential", str(error))
+    if vectorized.width < min(2, width):
+        why = f"not even two clients at a time would fit into memory: {vectorized.memory}"
+        return _picked(SequentialExecutor(**parts), "sequential", why)
+    width = vectorized.width
     ids = range(len(vectorized.client_indices))[:width]
     steps, launches = sum(vectorized.num_steps(k) for k in ids), vectorized.launches(ids)
     if model.device.type == "cpu" and LAUNCH_COST * launches > steps:
         why = f"clients differ so much in size that {steps} steps would still take about {launches} vectorized ones"
         return _picked(SequentialExecutor(**parts), "sequential", why)
+    if vectorized.memory:
+        reason += f"; {width} clients at a time: {vectorized.memory}"
     return _picked(vectorized, "vectorized", reason)
 
 

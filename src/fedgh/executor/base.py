@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -19,9 +18,10 @@ from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_generator, torch_seed
 from fedgh.core.types import ClientResult, ClientState, CohortResult, GlobalModel, Message, Phase, ServerState
-from fedgh.core.updates import UpdateMatrix
+from fedgh.core.updates import RowMemory, UpdateMatrix
 from fedgh.dataset.base import Dataset
 from fedgh.dataset.stream import client_batches, client_rows, num_local_steps
+from fedgh.executor.fit import fit
 from fedgh.executor.gather import gather
 
 ROW_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -93,7 +93,7 @@ class Executor(ABC):
         self.phases = tuple(_on(phase, model.device) for phase in algorithm.phases(model.blocks))
         self.shared = algorithm.shared(model.blocks)
         self._lr: float = algorithm.optimizer_settings().get("lr", math.nan)
-        self._rows: Tensor | None = None
+        self._memory = RowMemory(model.params.numel(), self.row_dtype, model.device)
         self._label_counts: dict[int, Tensor] = {}
         self._plans: dict[int, LocalPlan] = {}
 
@@ -247,18 +247,14 @@ class Executor(ABC):
         return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
 
     def rows(self, num_clients: int) -> Tensor:
-        """Return memory for a matrix of updates, which is kept from round to round."""
-        model = self.model
-        if self._rows is None or len(self._rows) < num_clients:
-            self._rows = torch.empty(num_clients, model.params.numel(), dtype=self.row_dtype, device=model.device)
-        return self._rows[:num_clients]
+        """Return memory for a matrix of updates, used again in the next round unless somebody keeps this one."""
+        return self._memory.take(num_clients)
 
 
 class FittingExecutor(Executor):
     """Trains in one ``fit`` of one reused Trainer a round.
 
     A fit costs milliseconds before its first step, so a round pays for it once: its loader yields :meth:`work`.
-    ``max_epochs`` moves on by one each time; otherwise a reused Trainer would silently skip every fit after the first.
 
     Attributes:
         module: The LightningModule that trains what :meth:`work` yields; a subclass sets it.
@@ -273,9 +269,8 @@ class FittingExecutor(Executor):
     def train(self, clients: Sequence[ClientView], rows: Tensor) -> list[ClientResult]:
         """See :meth:`Executor.train`."""
         work = list(self.work(clients, rows))  # Lightning asks a loader for its first item twice
-        self.trainer.fit_loop.max_epochs = self.trainer.current_epoch + 1
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
-            self.trainer.fit(self.module, train_dataloaders=_Loader(work))
+            fit(self.trainer, self.module, work)
         results, self.module.results = self.module.results, []
         return results
 
@@ -283,13 +278,3 @@ class FittingExecutor(Executor):
 def _on(phase: Phase, device: torch.device) -> Phase:
     columns = None if phase.columns is None else phase.columns.to(device)
     return Phase(phase.epochs, phase.steps, columns, phase.lr, phase.fresh_momentum)
-
-
-@dataclass(frozen=True, slots=True)
-class _Loader:
-    """What Lightning asks of a loader, and nothing more."""
-
-    work: Sequence[Any]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,15 @@ def ignores_padding(executor: VectorizedExecutor) -> bool:
     except (RuntimeError, IndexError, ConfigurationError):
         return False
     return torch.allclose(without, among, rtol=1e-12, atol=1e-12 * float(without.abs().max()))
+
+
+def step_of(executor: VectorizedExecutor, num_clients: int, num_examples: int) -> Callable[[], object]:
+    """Return a step of so many clients on so many examples each."""
+    inputs, targets = _few(executor)
+    repeated = torch.arange(num_examples, device=targets.device) % len(targets)
+    inputs, targets = (torch.stack([tensor[repeated]] * num_clients) for tensor in (inputs, targets))
+    part = Part(None, inputs, targets)
+    return lambda: _gradients(executor, part)
 
 
 def _few(executor: VectorizedExecutor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -14,11 +15,17 @@ from fedgh.algorithm.base import OptimizerFactory
 from fedgh.client.module import ClientGroup
 from fedgh.client.vectorized import GroupWork, Part
 from fedgh.client.view import ClientView
+from fedgh.core.device import sent
 from fedgh.core.errors import ConfigurationError
+from fedgh.core.seeding import torch_generator
 from fedgh.core.types import ClientResult, ClientState
+from fedgh.dataset.stream import group_batches
 from fedgh.executor.base import FittingExecutor
+from fedgh.executor.memory import USABLE, bytes_of_client, bytes_of_rest, memory_of
 from fedgh.executor.probe import ignores_padding, try_group
 from fedgh.task.base import PADDING
+
+log = logging.getLogger(__name__)
 
 GROUP_EXAMPLES = 32768
 """Augmented examples prepared at once for a group, about; bounds the memory, never changes the batches."""
@@ -36,10 +43,12 @@ class VectorizedExecutor(FittingExecutor):
     Args:
         width: Clients in a group, at most; bounds the memory.
         row_dtype: See :class:`~fedgh.executor.base.Executor`.
+        lower_width: Whether to take as many clients as memory holds (``executor=auto``), instead of warning.
         **parts: See there.
 
     Attributes:
         pads: Short batches are padded, because model and loss are found to ignore padding.
+        memory: What is too large for the memory of the device, in words; empty if nothing is.
 
     Raises:
         ConfigurationError: If the width is not positive, the optimizer would mix clients, or the local loss cannot be
@@ -48,15 +57,40 @@ class VectorizedExecutor(FittingExecutor):
 
     module: ClientGroup
 
-    def __init__(self, width: int, row_dtype: str = "float32", **parts: Any) -> None:
+    def __init__(self, width: int, row_dtype: str = "float32", lower_width: bool = False, **parts: Any) -> None:
         super().__init__(row_dtype=row_dtype, **parts)
         if not isinstance(width, int) or width < 1:
             raise ConfigurationError(f"executor.width must be a positive integer, got {width!r}; try 20")
         require_elementwise(self.algorithm.optimizer)
         self.width = width
-        self.module = ClientGroup(self.model, self.algorithm, width)
         try_group(self)
         self.pads = ignores_padding(self)
+        self.memory = self._check_memory(lower_width)
+        self.module = ClientGroup(self.model, self.algorithm, self.width)
+
+    def _check_memory(self, lower_width: bool) -> str:
+        """Compare what a group takes with what there is; warn, or lower the width; return the reason."""
+        there_is = memory_of(self.model.device)
+        if there_is is None:
+            return ""
+        clients, of_client = min(self.width, len(self.client_indices)), bytes_of_client(self)
+        room = USABLE * there_is - bytes_of_rest(self, clients, GROUP_EXAMPLES)
+        if clients * of_client <= room:
+            return ""
+        fits = max(0, int(room // of_client))
+        why = f"{clients} of them take about {clients * of_client / 2**30:,.1f} GiB, of {there_is / 2**30:,.1f} GiB"
+        if lower_width:
+            self.width = fits
+        else:
+            remedy = f"executor.width={fits}, a smaller algorithm.batch_size or " if fits else ""
+            log.warning(
+                "executor.width=%d: clients at a time may not fit into the memory of %s: %s; try %sexecutor=sequential",
+                self.width,
+                self.model.device,
+                why,
+                remedy,
+            )
+        return why
 
     def train(self, clients: Sequence[ClientView], rows: Tensor) -> list[ClientResult]:
         """See :meth:`fedgh.executor.base.Executor.train`."""
@@ -98,7 +132,7 @@ class VectorizedExecutor(FittingExecutor):
 
     def _steps(self, clients: Sequence[ClientView]) -> Iterator[list[Part]]:
         """Yield the parts of each step: the next batches of everyone who has one, sorted by their size."""
-        streams = [self._stream(client, GROUP_EXAMPLES // len(clients)) for client in clients]
+        streams = self._streams(clients)
         lengths = [self.plan(client.client_id).phases for client in clients]
         for index in range(len(self.phases)):
             num_steps = [client[index][1] for client in lengths]
@@ -114,11 +148,14 @@ class VectorizedExecutor(FittingExecutor):
                     by_size.setdefault(size, []).append(place)
                 yield [self._part(places, [batches[place] for place in places]) for places in by_size.values()]
 
-    def _stream(self, client: ClientView, chunk_size: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield a client's batches; only their rows ``(B,)`` where all clients' inputs can be gathered in one go."""
+    def _streams(self, clients: Sequence[ClientView]) -> Sequence[Iterator[tuple[Tensor, ...]]]:
+        """Return the clients' batches; only their rows ``(B,)`` where nothing is to be prepared ahead."""
+        rows = [self.batch_rows(client.client_id, client.round_index) for client in clients]
         if self.dataset.augmentation is None:
-            return ((rows,) for rows in self.batch_rows(client.client_id, client.round_index))
-        return self.batches(client.client_id, client.round_index, chunk_size)
+            return [((batch,) for batch in mine) for mine in rows]
+        generators = [torch_generator(self.seed, "augment", c.round_index, c.client_id) for c in clients]
+        ahead = max(1, GROUP_EXAMPLES // (len(clients) * self.algorithm.batch_size))
+        return group_batches(self.dataset, rows, generators, ahead)
 
     def _part(self, places: list[int] | None, batches: list[tuple[Tensor, ...]]) -> Part:
         """Stack batches; shorter ones are padded with any input and with targets that do not count."""
@@ -128,13 +165,13 @@ class VectorizedExecutor(FittingExecutor):
         if len(batches[0]) == 2:
             inputs, targets = (stack(list(tensors)) for tensors in zip(*batches, strict=True))
         else:
-            rows = stack([rows for (rows,) in batches]).to(self.dataset.train_inputs.device, non_blocking=True)
+            rows = sent(stack([rows for (rows,) in batches]), self.model.device)
             inputs = self.dataset.normalize(self.dataset.train_inputs.index_select(0, rows.view(-1)))
             inputs, targets = inputs.view(*rows.shape, *inputs.shape[1:]), self.dataset.train_targets[rows]
         if num_rows is not None:
             missing = torch.arange(targets.shape[1]) >= torch.tensor(num_rows)[:, None]
             missing = missing.view(*missing.shape, *[1] * (targets.dim() - 2))
-            targets = targets.masked_fill(missing.to(targets.device, non_blocking=True), PADDING)
+            targets = targets.masked_fill(sent(missing, targets.device), PADDING)
         return Part(places, inputs, targets, num_rows)
 
 

@@ -147,6 +147,7 @@ def train(
                 log.warning("round %d was abandoned", server.round_index + 1)
                 break
             server = outcome.server
+            del outcome  # so that the next round may use its memory
             if schedule.due(schedule.checkpoint_every, server.round_index):
                 save(server)
                 saved = server.round_index

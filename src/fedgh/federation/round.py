@@ -120,7 +120,11 @@ class Round:
 
 
 def run_round(federation: Federation, server: ServerState) -> Round:
-    """Run round ``server.round_index`` and return what came of it; nothing is remembered elsewhere."""
+    """Run round ``server.round_index`` and return what came of it; nothing is remembered elsewhere.
+
+    A round that is kept stays as it was. It holds the matrix of updates, so one that is not needed any more should be
+    let go of (``del``) before the next: that takes other memory meanwhile.
+    """
     started = perf_counter()
     before, t, clock = server, server.round_index, federation.clock
     if clock is None:

@@ -1,0 +1,59 @@
+"""One ``fit`` of a reused Trainer, as cheap as Lightning allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.accelerators import CUDAAccelerator
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, work: Sequence[Any]) -> None:
+    """Let a module train every item of ``work`` in one step each, and let go of it afterwards.
+
+    ``max_epochs`` moves on by one each time; otherwise a reused Trainer would silently skip every fit after the first.
+    """
+    trainer.fit_loop.max_epochs = trainer.current_epoch + 1
+    loader = _Loader(work)
+    with _device_kept(trainer):
+        trainer.fit(module, train_dataloaders=loader)
+    loader.work = ()  # the Trainer keeps the loader until the next fit, and with it a round's memory
+
+
+@dataclass(slots=True)
+class _Loader:
+    """What Lightning asks of a loader, and nothing more."""
+
+    work: Sequence[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.work)
+
+
+@contextmanager
+def _device_kept(trainer: Any) -> Iterator[None]:
+    """Keep Lightning from emptying the memory cache of a GPU, thrice a fit: the next round needs it again.
+
+    It would also ask for the old setting of TF32, which fails where somebody has used the new one.
+    """
+    accelerator = trainer.strategy.accelerator
+    if not isinstance(accelerator, CUDAAccelerator):
+        yield
+        return
+    instead = [
+        (accelerator, "setup", lambda trainer: None),  # noqa: ARG005
+        (accelerator, "setup_device", torch.cuda.set_device),
+        (accelerator, "teardown", lambda: None),
+        (trainer._checkpoint_connector, "resume_end", lambda: None),  # nothing was loaded
+    ]
+    for part, name, function in instead:
+        setattr(part, name, function)
+    try:
+        yield
+    finally:
+        for part, name, _ in instead:
+            delattr(part, name)
