@@ -278,3 +278,11 @@ def test_settings_out_of_range(name, key, value, expected):
         build(name, **{key: value})
     assert isinstance(error.value.__cause__, ConfigurationError)
     assert str(error.value.__cause__) == f"aggregator.{key} must be {expected}"
+
+
+def test_krum_with_too_few_clients_names_ways_out_that_every_sampler_has():
+    with pytest.raises(
+        ConfigurationError, match=r"at least 5 clients a round, got 1 .*or type aggregator=mean"
+    ) as caught:
+        run(build("krum"), rows_of([1, 0]), even(1))
+    assert "clients_per_round" not in str(caught.value)

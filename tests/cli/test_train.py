@@ -500,7 +500,7 @@ BAD = {
     "unknown choice": (["algorithm=fedavgg"], r"fedavgg.*(.|\n)*fedavg"),
     "parameter of another algorithm": (
         ["+algorithm.mu=0.1"],
-        r"algorithm.mu is not a parameter of fedgh.algorithm.fedavg.FedAvg; it has: optimizer, local_epochs",
+        r"algorithm.mu is not a parameter of fedgh.algorithm.fedavg.FedAvg; leave it out \(~algorithm.mu\); it has: ",
     ),
     "parameter of no executor": (["+executor.foo=1"], r"executor.foo is not a parameter"),
     "parameter of no trainer": (["+trainer.max_epoch=1"], r"trainer.max_epoch is not .*did you mean max_epochs\?"),

@@ -128,7 +128,9 @@ def test_missing_folder(tmp_path):
 
 def test_folder_without_parquet(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"no train-\*.parquet in .*found notes.txt; type dataset.root="):
+    with pytest.raises(
+        DataError, match=r"no train-\*.parquet, train.parquet or .* in .*found notes.txt; type dataset."
+    ):
         load(tmp_path)
 
 
@@ -136,7 +138,7 @@ def test_missing_test_split(folder):
     (folder / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"no test-\*.parquet, valid-\*.parquet or .*found train-00000.*test_split="):
         load(folder)
-    with pytest.raises(DataError, match=r"no holdout-\*.parquet in"):
+    with pytest.raises(DataError, match=r"no holdout-\*.parquet, holdout.parquet or "):
         load(folder, test_split="holdout")
 
 
@@ -287,3 +289,52 @@ def test_sizes_are_looked_at_before_pixels_are_decoded(folder, sizes, padding, m
     write_shard(folder / "train-00000-of-00001.parquet", images, labels, ["a", "b", "c"])
     with pytest.raises(DataError, match=message):
         load(folder, image_size=image_size)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["{}.parquet", "{}/0000.parquet", "data/{}-00000-of-00001.parquet", "data/{}.parquet", "data/{}/part-1.parquet"],
+)
+def test_other_layouts_of_the_same_files(folder, tmp_path, layout):
+    expected = load(folder)
+    for split in ("train", "test"):
+        target = tmp_path / "other" / layout.format(split)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((folder / f"{split}-00000-of-00001.parquet").read_bytes())
+    assert load(tmp_path / "other").fingerprint == expected.fingerprint
+
+
+def test_numbered_shards_win_over_a_single_file(folder):
+    expected = load(folder)
+    (folder / "train.parquet").write_bytes(b"another export")
+    assert load(folder).fingerprint == expected.fingerprint
+
+
+def test_shards_that_name_classes_differently_are_refused(tmp_path):
+    images = [png(image) for image in pixels(2, 4, 4)]
+    for index, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        write_shard(tmp_path / f"train-0000{index}-of-00002.parquet", images, [0, 1], names)
+    write_shard(tmp_path / "test-00000-of-00001.parquet", images, [0, 1], ["cat", "dog"])
+    with pytest.raises(DataError, match=r"train-00000-of-00002.parquet and .*train-00001-of-00002.parquet name differ"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_exif_says(tmp_path, orientation):
+    (array,) = pixels(1, 4, 4, 3)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(array).save(buffer, "PNG", exif=exif)
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [buffer.getvalue()] * 2, [0, 1])
+    turned = {  # by the standard: what the top and the left of the stored image are
+        1: array,
+        2: array[:, ::-1],
+        3: array[::-1, ::-1],
+        4: array[::-1],
+        5: array.transpose(1, 0, 2),
+        6: array.transpose(1, 0, 2)[:, ::-1],
+        7: array.transpose(1, 0, 2)[::-1, ::-1],
+        8: array.transpose(1, 0, 2)[::-1],
+    }[orientation]
+    assert np.array_equal(load(tmp_path).train_images[0].permute(1, 2, 0).numpy(), turned)

@@ -133,6 +133,17 @@ def test_source_and_download_are_checked(tmp_path):
         load(mnist, tmp_path, "parquet", download=True)
 
 
+def test_a_download_without_a_network_does_not_advise_to_download(tmp_path, monkeypatch):
+    def fail(self):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(reference.CIFAR10, "download", fail)
+    with pytest.raises(DataError, match=r"could not be fetched into .*Network is unreachable") as caught:
+        load(cifar10, tmp_path, download=True)
+    assert "dataset.download=true" not in str(caught.value)
+    assert "type dataset.download=false" in str(caught.value)
+
+
 def test_download_is_passed_to_torchvision_only_when_asked(tmp_path, monkeypatch):
     asked = []
 
@@ -144,7 +155,7 @@ def test_download_is_passed_to_torchvision_only_when_asked(tmp_path, monkeypatch
     with pytest.raises(DataError, match=r"which does not exist.*corrupted"):
         load(cifar10, tmp_path)
     assert not asked
-    with pytest.raises(DataError, match=r"\(no network\). Type"):
+    with pytest.raises(DataError, match=r"could not be fetched .*\(no network\)"):
         load(cifar10, tmp_path, download=True)
     assert asked == [True]
 

@@ -30,5 +30,8 @@ def test_more_clients_than_classes_cannot_be():
 
 
 def test_a_client_whose_classes_have_no_samples_is_named():
-    with pytest.raises(PartitionError, match=r"leaves client \d without samples"):
+    message = r"client \d gets no sample, .*classes 2 have no sample: labels are expected from 0 on.*; use fewer"
+    with pytest.raises(PartitionError, match=message) as caught:
         Classes(3)(np.array([0, 0, 1, 1]), 3, numpy_generator(0, "partition"))
+    assert "alpha" not in str(caught.value)  # which this partition does not have
+    assert "min_size" not in str(caught.value)

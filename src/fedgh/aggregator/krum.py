@@ -65,8 +65,10 @@ class Krum(GramRule):
         f, m = self.num_byzantine, self.num_selected
         if num_clients < 2 * f + 3:
             raise ConfigurationError(
-                f"aggregator.num_byzantine={f} needs at least {2 * f + 3} clients a round, got {num_clients}; "
-                "raise sampler.clients_per_round or expect fewer corrupted clients"
+                f"aggregator.num_byzantine={f} needs at least {2 * f + 3} clients a round, got {num_clients} (clients "
+                "whose update is not finite do not count); let more take part (partition.num_clients, sampler), "
+                + ("lower aggregator.num_byzantine, " if f else "")
+                + "or type aggregator=mean or median, which take any number"
             )
         if m > num_clients - f:
             raise ConfigurationError(

@@ -241,13 +241,13 @@ def name_run(cfg: DictConfig) -> tuple[str, str | None]:
 
     The config keeps them, so that a job of a sweep has them still when it is resumed alone.
     """
-    name, group = f"{cfg.name}, seed {cfg.seed}", None
+    name, group = os.environ.get("WANDB_NAME") or f"{cfg.name}, seed {cfg.seed}", None
     if in_sweep():
         hydra = HydraConfig.get()
         name, group = hydra.job.override_dirname or f"job {hydra.job.num}", Path(hydra.sweep.dir).name
     elif config.in_wandb_sweep() and HydraConfig.initialized():
         name = HydraConfig.get().job.override_dirname or name
-    if "wandb" in cfg.logger:
+    if cfg.logger.get("wandb"):
         cfg.logger.wandb.name = cfg.logger.wandb.name or name
         cfg.logger.wandb.group = cfg.logger.wandb.group or group
     return name, group

@@ -58,9 +58,16 @@ def _run_name() -> str:
     return f"{chosen.algorithm} + {chosen.aggregator} on {chosen.dataset}"
 
 
+def _wandb_tags() -> ListConfig:
+    words = [word.strip() for word in os.environ.get("WANDB_TAGS", "").split(",")]
+    return ListConfig([word for word in words if word])
+
+
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("record_dir", _record_dir, replace=True)
+OmegaConf.register_new_resolver("if_env", lambda name, default: os.environ.get(name) or default, replace=True)
+OmegaConf.register_new_resolver("wandb_tags", _wandb_tags, replace=True)
 OmegaConf.register_new_resolver("if_gpu", lambda yes, no: yes if torch.cuda.is_available() else no, replace=True)
 OmegaConf.register_new_resolver("jobs_at_once", _jobs_at_once, replace=True)
 

@@ -145,7 +145,7 @@ def _decode_one(
     source: bytes | Path, where: Callable[[int], str], row: int, image_size: int | None, budget: Budget
 ) -> np.ndarray:
     """Return uint8 (H, W) of a greyscale image or (H, W, 3) of any other."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -155,7 +155,8 @@ def _decode_one(
                     f"{where(row)}: image of mode {image.mode} has more than 8 bits a channel, expected 8; "
                     "convert the data set to 8-bit images first."
                 )
-            plain = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            upright = ImageOps.exif_transpose(image)  # as a camera was held, which viewers and the hub's loader heed
+            plain = upright.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
             if image_size is not None:
                 plain = plain.resize((image_size, image_size), Image.Resampling.BILINEAR)
             return np.asarray(plain)

@@ -1,4 +1,6 @@
-"""The Parquet layout of the Hugging Face hub: a folder with ``<split>-00000-of-00002.parquet`` and so on.
+"""Parquet as on the Hugging Face hub: a folder with ``<split>-00000-of-00002.parquet`` and so on.
+
+``<split>.parquet``, ``<split>/0000.parquet`` and a folder ``data`` around any of these are found, too.
 
 A row has an image column (``image`` or ``img``: a struct whose ``bytes`` hold an encoded JPEG or PNG) and an integer
 label column. Class names stand in the schema's ``huggingface`` metadata. Nothing is ever downloaded.
@@ -76,15 +78,19 @@ def check_labels(split: ParquetSplit, num_classes: int) -> None:
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
-    """Return the files ``<split>-*.parquet`` in order.
+    """Return the files of a split in order.
+
+    In this order of preference: ``train-00000-of-00002.parquet`` and so on, ``train.parquet``, or whatever is in a
+    folder ``train``; in the folder itself, or in its folder ``data`` as on the hub.
 
     Raises:
         DataError: If there is none, or if one of the numbered shards is missing or there twice.
     """
-    files = sorted(folder.glob(f"{split}-*.parquet"))
+    files = _files(folder, split)
     if not files:
         raise DataError(
-            f"no {split}-*.parquet in {folder}, found {_few([path.name for path in sorted(folder.iterdir())])}; "
+            f"no {split}-*.parquet, {split}.parquet or {split}/*.parquet in {folder}, found "
+            f"{_few([path.name for path in sorted(folder.iterdir())])}; "
             f"type dataset.root=<folder which directly holds {split}-00000-of-00001.parquet>."
         )
     numbered = [(int(match[1]), int(match[2])) for path in files if (match := SHARD.search(path.name))]
@@ -103,10 +109,18 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     return files
 
 
+def _files(folder: Path, split: str) -> list[Path]:
+    for place in (folder, folder / "data"):
+        for pattern in (f"{split}-*.parquet", f"{split}.parquet", f"{split}/*.parquet"):
+            if files := sorted(place.glob(pattern)):
+                return files
+    return []
+
+
 def find_test_split(folder: Path) -> str:
     """Return ``test``, else ``valid``, else ``validation``, whichever has files; a DataError if none has."""
     for name in ("test", "valid", "validation"):
-        if any(folder.glob(f"{name}-*.parquet")):
+        if _files(folder, name):
             return name
     raise DataError(
         f"no test-*.parquet, valid-*.parquet or validation-*.parquet in {folder}, "
@@ -121,6 +135,13 @@ def _read_split(folder: Path, split: str, label_columns: Sequence[str]) -> Parqu
     ends = list(accumulate(len(images) for images, _, _ in shards))
     if ends[-1] == 0:
         raise DataError(f"the {split} split in {folder} has no rows, expected at least one; copy its files again.")
+
+    for path, (_, _, names) in zip(files, shards, strict=True):
+        if names != shards[0][2]:
+            raise DataError(
+                f"{files[0]} and {path} name different classes ({_few(shards[0][2] or ())} against "
+                f"{_few(names or ())}), expected the same in the same order; the labels of one mean something else."
+            )
 
     def where(row: int) -> str:
         shard = bisect_right(ends, row)

@@ -108,16 +108,23 @@ def _read_torchvision(published: PublishedSet, root: Path, download: bool, train
         train = reader(root=root, train=True, download=download)
         test = reader(root=root, train=False, download=False)
     except (RuntimeError, OSError, ValueError, EOFError, AssertionError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(_missing_files(published, root, error)) from error
+        raise DataError(_missing_files(published, root, error, download)) from error
     images, labels = _tensors(train)
     keep = torch.from_numpy(train_rows(labels.numpy(), train_fraction))
     return images[keep], labels[keep], *_tensors(test)
 
 
-def _missing_files(published: PublishedSet, root: Path, error: Exception) -> str:
+def _missing_files(published: PublishedSet, root: Path, error: Exception, download: bool) -> str:
     folder = root / published.torchvision_folder
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
     state = "which does not exist" if found is None else f"which holds {', '.join(found) or 'nothing'}"
+    if download:
+        return (
+            f"dataset {published.name}: its files could not be fetched into {folder} "
+            f"({error or type(error).__name__}); "
+            f"is there a network here? Else copy the folder {published.torchvision_folder} from a machine that has "
+            "one, and type dataset.download=false."
+        )
     return (
         f"dataset {published.name}: looked for torchvision's files in {folder}, {state}; they are missing, half copied "
         f"or damaged ({error or type(error).__name__}). Type dataset.download=true to fetch them, "

@@ -47,5 +47,14 @@ class Classes:
         owner_of_class = np.empty(num_classes, dtype=np.int64)
         for client_id, part in enumerate(parts):
             owner_of_class[part] = client_id
+        sizes = np.bincount(owner_of_class[labels], minlength=self.num_clients)
+        if sizes.min() == 0:
+            unused = np.setdiff1d(np.arange(num_classes), labels)
+            few = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
+            raise PartitionError(
+                f"client {sizes.argmin()} gets no sample, since none of its classes occurs among the labels (classes "
+                f"{few} have no sample: labels are expected from 0 on); use fewer clients (partition.num_clients), "
+                "another seed, or partition=dirichlet."
+            )
         parameters = {"name": "classes", **asdict(self)}
         return Partition.from_owners(labels, num_classes, owner_of_class[labels], self.num_clients, parameters)
