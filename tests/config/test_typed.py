@@ -103,7 +103,10 @@ def test_what_is_right_passes(arguments):
         (["aggregator=FedGH"], "there is no aggregator=FedGH (did you mean fedgh?)"),
         (["trainer=xyzzy"], "there is no trainer=xyzzy; there are: auto, cpu, gpu"),
         (["callback=[shadow,recrd_updates]"], "there is no callback=recrd_updates (did you mean record_updates?)"),
-        (["algorithm=fedavg", "algorithm.mu=0.1"], "no algorithm.mu, which belongs to algorithm=fedprox; choose that"),
+        (
+            ["algorithm=fedavg", "algorithm.mu=0.1"],
+            "the chosen algorithm has no algorithm.mu, which belongs to algorithm=",
+        ),
         (["sampler.clients_per_round=3"], "which belongs to sampler=round_robin"),
         (["partition=iid", "partition.alpha=1"], "belongs to partition=dirichlet, dirichlet_guarded"),
         (["lr=0.1"], "there is no key lr (did you mean algorithm.optimizer.lr or server_optimizer.lr?)"),
@@ -112,7 +115,7 @@ def test_what_is_right_passes(arguments):
         (["algoritm.batch_size=3"], "there is no key algoritm.batch_size (did you mean algorithm.batch_size?)"),
         (["+num_rounds=3"], "there is a key num_rounds already; type num_rounds=<value> without the +"),
         (["~foo"], "~foo: there is no key foo"),
-        (["tags={a:1}"], "Cannot merge DictConfig with ListConfig"),
+        (["tags={a:1}"], "tags must be a list of texts of 1 to 64 letters"),
         (["trainer.max_epochs=5"], "trainer.max_epochs=5 is not read here, leave it out"),
         (["algorithm.optimizer.lr=1e-2x"], "algorithm.optimizer.lr must be a number, got '1e-2x'"),
         (["num_rounds=abc"], "num_rounds must be a positive integer, got 'abc'"),
@@ -128,7 +131,8 @@ def test_the_command_says_it_in_one_line_and_leaves_no_results(cli, arguments, t
 
 
 def test_keys_of_other_choices():
-    assert choices_with("algorithm.mu") == ["fedprox"]
+    assert "fedprox" in choices_with("algorithm.mu")
+    assert "fedavg" not in choices_with("algorithm.mu")
     assert choices_with("server_optimizer.beta1") == ["adagrad", "adam", "yogi"]
     assert choices_with("num_rounds") == choices_with("nowhere.key") == []
     assert "logs" not in no_such_key("xyzzyx", "train")

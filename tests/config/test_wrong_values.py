@@ -24,7 +24,7 @@ def default():
 def changed(cfg, **values):
     cfg = cfg.copy()
     for key, value in values.items():
-        OmegaConf.update(cfg, key, value, force_add=True)
+        OmegaConf.update(cfg, key, value, force_add=True, merge=False)
     return cfg
 
 
@@ -198,8 +198,7 @@ def test_values_given_by_their_place(default, plugged, kind, node, refusal):
     ],
 )
 def test_a_model_that_cannot_be_trained_says_what_it_lacks(default, plugged, fault, text):
-    few = {"model._target_": "plugged.Flawed", "model.hidden": [fault]}
-    cfg = changed(default, **few)
+    cfg = changed(default, model={"_target_": "plugged.Flawed", "_partial_": True, "hidden": [fault]})
     config.validate(cfg)
     with pytest.raises(ConfigurationError, match=text) as caught:
         config.build_federation(cfg)
