@@ -105,7 +105,7 @@ def test_what_is_right_passes(arguments):
         (["callback=[shadow,recrd_updates]"], "there is no callback=recrd_updates (did you mean record_updates?)"),
         (
             ["algorithm=fedavg", "algorithm.mu=0.1"],
-            "the chosen algorithm has no algorithm.mu, which belongs to algorithm=",
+            "the chosen algorithm has no algorithm.mu, which belongs to",
         ),
         (["sampler.clients_per_round=3"], "which belongs to sampler=round_robin"),
         (["partition=iid", "partition.alpha=1"], "belongs to partition=dirichlet, dirichlet_guarded"),
