@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from fedgh.core.command import setting
 from fedgh.core.errors import ConfigurationError
 from fedgh.report.groups import Groups
 from fedgh.report.runs import find_runs
@@ -77,7 +78,7 @@ def test_a_sweep_interrupted_and_resumed_is_as_if_nothing_had_happened(cli, fini
     folder = sweep_of(answer)
     assert "1 finished, 1 stopped, 2 not begun" in answer.out, answer.out
     again = going_on(answer)
-    assert shlex.split(again) == [*SWEEP, f"sweep.resume='{folder}'"]
+    assert shlex.split(again) == [*SWEEP, setting("sweep.resume", folder)]
     begun = (folder / "0" / "config.yaml").stat().st_mtime_ns
     answer = cli(*shlex.split(again))
     assert answer.code == 0, answer.err
