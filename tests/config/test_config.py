@@ -111,6 +111,7 @@ BAD = {
     "evaluation.batch_size=-1": "evaluation.batch_size must be a positive integer, got -1",
     "seed=1.5": "seed must be an integer of 0 or more, got 1.5",
     "memory_format=nhwc": "memory_format must be one of channels_last, contiguous, got 'nhwc'",
+    "fp32_precision=high": "fp32_precision must be null or one of ieee, tf32, got 'high'",
     "sampler.fraction=half": "sampler.fraction must be a number, got 'half'",
     "algorithm.batch_size=1.5": "algorithm.batch_size must be a whole number, got 1.5",
     "algorithm.local_epochs=true": "algorithm.local_epochs must be a whole number, got True",
@@ -244,3 +245,11 @@ def test_two_runs_never_share_a_directory(tmp_path):
     assert _run_dir(str(tmp_path), "logs", "train") == str(tmp_path)
     assert _run_dir(str(tmp_path / "checkpoints" / "round_000001.ckpt"), "logs", "train") == str(tmp_path)
     assert _run_dir(str(tmp_path / "typo"), "logs", "train") not in (first, second, str(tmp_path / "typo"))
+
+
+def test_a_run_computes_in_the_precision_that_it_asks_for(composed):
+    """And the next job of a sweep, in the same process, in its own."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    for asked in ("ieee", "tf32", "null"):
+        config.build_federation(composed(f"fp32_precision={asked}"))
+        assert torch.backends.cudnn.conv.fp32_precision == (before if asked == "null" else asked)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedgh.config.validate import MEMORY_FORMATS
 from fedgh.core.allocator import keep_freed_memory
+from fedgh.core.device import set_fp32_precision
 from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_seed
@@ -103,6 +104,7 @@ def build_federation(cfg: DictConfig) -> Federation:
 
     quieten()
     keep_freed_memory()
+    set_fp32_precision(cfg.get("fp32_precision"))
     algorithm, aggregator, sampler, server_optimizer, partitioner = (
         build(cfg[name]) for name in ("algorithm", "aggregator", "sampler", "server_optimizer", "partition")
     )

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedgh.config.kinds import check_kind
 from fedgh.config.wandb import check_wandb
+from fedgh.core.device import FP32_PRECISIONS
 from fedgh.core.errors import ConfigurationError
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -121,6 +122,10 @@ def validate(cfg: DictConfig) -> None:
         raise ConfigurationError(
             f"memory_format must be one of {', '.join(MEMORY_FORMATS)}, got {cfg.memory_format!r}; results differ only "
             "in their last bits"
+        )
+    if cfg.get("fp32_precision") not in (None, *FP32_PRECISIONS):
+        raise ConfigurationError(
+            f"fp32_precision must be null or one of {', '.join(FP32_PRECISIONS)}, got {cfg.fp32_precision!r}"
         )
     check_wandb(cfg)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fedgh.client.view import ClientView
 from fedgh.core.allocator import keep_freed_memory
+from fedgh.core.device import precisions, restore_precisions
 from fedgh.core.errors import ConfigurationError, FedGHError, LostError, TrainingError
 from fedgh.core.types import ClientResult, ClientState, GlobalModel, Message, Report
 from fedgh.executor import ray_cluster
@@ -269,7 +270,7 @@ class RayExecutor(Executor):
             "flags": {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")},
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "default_dtype": torch.get_default_dtype(),
-            "matmul_precision": torch.get_float32_matmul_precision(),
+            "precisions": precisions(),
             "dataset": (type(dataset), _raw({f.name: getattr(dataset, f.name) for f in fields(dataset)})),
             "clients": (Raw(torch.cat(list(self.client_indices))), [len(rows) for rows in self.client_indices]),
             "parts": {
@@ -308,7 +309,7 @@ class Worker:
         keep_freed_memory()
         torch.set_num_threads(setup["threads"])
         torch.set_default_dtype(setup["default_dtype"])
-        torch.set_float32_matmul_precision(setup["matmul_precision"])
+        restore_precisions(setup["precisions"])
         torch.use_deterministic_algorithms(setup["deterministic"])
         for name, value in setup["flags"].items():
             setattr(torch.backends.cudnn, name, value)
