@@ -139,7 +139,8 @@ def test_every_executor_trains(root_config, make, name):
 @pytest.mark.parametrize(("group", "name"), [choice for choice in CHOICES if choice[0] not in NOT_CHOSEN])
 def test_every_choice_composes_resolves_and_validates(root_config, group, name):
     overrides = [o for o in RUN if not o.startswith(f"{group}=")]
-    cfg = config.resolve(root_config(*overrides, f"{group}={name}"))
+    where = f"{group}@client_{group}" if group == "lr_schedule" else group
+    cfg = config.resolve(root_config(*overrides, f"{where}={name}"))
     if (group, name) == ("trainer", "gpu"):
         cfg.trainer.accelerator = "cpu"
     config.validate(cfg)

@@ -60,7 +60,7 @@ class HarmReport:
             return
         result, server = outcome.result, outcome.server
         update = result.updates.combine(outcome.weights)
-        mean, _ = federation.server_optimizer.step(before.params, update, before.optimizer)
+        mean, _ = federation.server_optimizer_at(before.round_index).step(before.params, update, before.optimizer)
         models = {"loss_before": before.params, "loss_mean": mean, "loss_after": server.params}
         losses = client_losses(federation, list(models.values()), server, result.client_ids, self.batch_size)
         table = dict(zip(models, losses.unbind(), strict=True))

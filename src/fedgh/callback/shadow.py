@@ -98,7 +98,9 @@ class Shadow:
             return {}
         if not bool(aggregate.update.isfinite().all()):
             raise TrainingError("its update is not finite")
-        would_be = before.with_model(0, server_step(federation, before.models[0], result, aggregate))
+        would_be = before.with_model(
+            0, server_step(federation, before.models[0], result, aggregate, before.round_index)
+        )
         with kept(federation.model):
             evaluation = evaluate(federation.model, would_be, federation.dataset, self.batch_size)
         where = geometry(result.updates, outcome.gram, outcome.weights, aggregate)

@@ -113,7 +113,9 @@ def replay(
     updates = UpdateMatrix(recording.updates.rows.to(device), recording.updates.blocks)
     before = to_device(recording.before, device)
     aggregate = rule(updates, recording.gram, recording.cohort, memory)
-    params, _ = federation.server_optimizer.step(before.params, aggregate.update, before.optimizer)
+    params, _ = federation.server_optimizer_at(before.round_index).step(
+        before.params, aggregate.update, before.optimizer
+    )
     after = replace(before, params=params, buffers=recording.buffers.to(device), counters=recording.counters.to(device))
     evaluation = evaluate(federation.model, after, federation.dataset, batch_size)
     line = {

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
@@ -24,9 +25,11 @@ from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.device import set_fp32_precision
 from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.core.flat import FlatModel
+from fedgh.core.lr_schedule import Constant, LRSchedule
 from fedgh.core.seeding import numpy_generator, torch_seed
 
 if TYPE_CHECKING:
+    from fedgh.algorithm.base import Algorithm
     from fedgh.dataset.base import Dataset
     from fedgh.federation.loop import Schedule
     from fedgh.federation.round import Federation
@@ -131,6 +134,7 @@ def build_federation(cfg: DictConfig) -> Federation:
         client_indices=[torch.from_numpy(indices) for indices in partition.client_indices],
         seed=cfg.seed,
     )
+    executor.lr_schedule, server_lr_schedule = build_lr_schedules(cfg, algorithm, server_optimizer)
     return Federation(
         seed=cfg.seed,
         dataset=dataset,
@@ -141,6 +145,7 @@ def build_federation(cfg: DictConfig) -> Federation:
         executor=executor,
         aggregator=aggregator,
         server_optimizer=server_optimizer,
+        server_lr_schedule=server_lr_schedule,
         on_nonfinite=cfg.on_nonfinite,
         buffers=cfg.buffers,
         metrics=build_metrics(cfg.get("metric"), dataset, outputs),  # runs stored before the group existed have none
@@ -253,6 +258,24 @@ def build_metric(name: str, node: DictConfig, width: int) -> Any:
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigurationError(f"metric.{name}: {node['_target_']} cannot be built: {reason}") from error
+
+
+def build_lr_schedules(cfg: DictConfig, algorithm: Algorithm, server_optimizer: Any) -> list[LRSchedule]:
+    """Return how the client's and the server's learning rate change over the rounds.
+
+    Raises:
+        ConfigurationError: If one changes that is not there.
+    """
+    schedules: list[LRSchedule] = []
+    for key, owner, has_lr in (
+        ("client_lr_schedule", "algorithm.optimizer", "lr" in algorithm.optimizer_settings()),
+        ("server_lr_schedule", "server_optimizer", is_dataclass(server_optimizer) and hasattr(server_optimizer, "lr")),
+    ):
+        node = cfg.get(key)  # absent where none was chosen
+        schedules.append(build(node) if node else Constant())
+        if node and not has_lr:
+            raise ConfigurationError(f"{key} is set, but {owner} has no lr that could follow it; leave {key} out")
+    return schedules
 
 
 def build_schedule(cfg: DictConfig) -> Schedule:

@@ -219,7 +219,7 @@ def _check_signature(path: str, node: DictConfig) -> None:
         for name in (*ordered, *kinds.get(Parameter.KEYWORD_ONLY, []))
         if parameters[name].default is Parameter.empty and name not in keys and name not in by_place
     ]
-    if needed and not node.get("_partial_", False):
+    if needed and not open_ended and not node.get("_partial_", False):
         raise ConfigurationError(f"{path} needs {', '.join(needed)} for {target}; add them to the config")
 
 

@@ -16,6 +16,7 @@ from fedgh.client.module import LocalTraining
 from fedgh.client.view import ClientView
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
+from fedgh.core.lr_schedule import Constant, LRSchedule
 from fedgh.core.seeding import numpy_generator, torch_generator, torch_seed
 from fedgh.core.types import ClientResult, ClientState, CohortResult, GlobalModel, Message, Phase, ServerState
 from fedgh.core.updates import RowMemory, UpdateMatrix
@@ -62,10 +63,12 @@ class Executor(ABC):
     Attributes:
         phases: The parts of local training.
         shared: Which parameters travel, ``(params,)`` bool; None for all.
+        lr_schedule: What the local learning rate is multiplied with, by round.
         may_end_the_process: Whether something outside may end this process without an exception.
     """
 
     may_end_the_process = False
+    lr_schedule: LRSchedule = Constant()
 
     def __init__(
         self,
@@ -226,9 +229,9 @@ class Executor(ABC):
         """Return tau_k, the number of batches of :meth:`batches`."""
         return self.plan(client_id).num_steps
 
-    def lr(self, round_index: int) -> float:  # noqa: ARG002
+    def lr(self, round_index: int) -> float:
         """Return the local learning rate of a round."""
-        return self._lr
+        return self._lr * self.lr_schedule(round_index)
 
     def label_counts(self, client_id: int) -> Tensor:
         """Return a client's examples per class, ``(classes,)``."""

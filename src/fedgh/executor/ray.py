@@ -272,6 +272,7 @@ class RayExecutor(Executor):
             "default_dtype": torch.get_default_dtype(),
             "precisions": precisions(),
             "dataset": (type(dataset), _raw({f.name: getattr(dataset, f.name) for f in fields(dataset)})),
+            "lr_schedule": self.lr_schedule,
             "clients": (Raw(torch.cat(list(self.client_indices))), [len(rows) for rows in self.client_indices]),
             "parts": {
                 "trainer": self.trainer,
@@ -317,6 +318,7 @@ class Worker:
         kind, values = setup["dataset"]
         dataset = kind(**values).to(setup["parts"]["model"].device)
         self.executor = SequentialExecutor(dataset=dataset, client_indices=rows.split(sizes), **setup["parts"])
+        self.executor.lr_schedule = setup["lr_schedule"]
 
     def ready(self) -> str:
         """Tell where the process is, once it has started."""

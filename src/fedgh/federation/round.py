@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from fedgh.aggregator.base import Aggregate, Aggregator
 from fedgh.algorithm.base import Algorithm
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
+from fedgh.core.lr_schedule import Constant, LRSchedule
 from fedgh.core.types import Cohort, CohortResult, GlobalModel, ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.dataset.base import Dataset
@@ -55,6 +56,7 @@ class Federation:
         on_nonfinite: ``drop`` a client whose update is not finite, or ``raise``.
         buffers: ``average`` the clients' running statistics by n_k/n, or ``keep_global``.
         metrics: What an evaluation computes beside the task's own scores; None for nothing.
+        server_lr_schedule: What the server's learning rate is multiplied with, by round.
         clock: When clients come back, in asynchronous runs; None: a round waits for everybody.
     """
 
@@ -71,6 +73,7 @@ class Federation:
     buffers: str = "average"
     metrics: Metrics | None = None
     clock: Clock | None = None
+    server_lr_schedule: LRSchedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
         for name, allowed in (("on_nonfinite", ("drop", "raise")), ("buffers", ("average", "keep_global"))):
@@ -86,6 +89,12 @@ class Federation:
                 f"{type(self.algorithm).__name__} trains several global models, of which a clock keeps no older "
                 "versions; type clock=synchronous"
             )
+
+    def server_optimizer_at(self, round_index: int) -> ServerOptimizer:
+        """Return the server optimizer with its learning rate of a round."""
+        optimizer: Any = self.server_optimizer
+        factor = self.server_lr_schedule(round_index)
+        return optimizer if factor == 1 else replace(optimizer, lr=optimizer.lr * factor)  # type: ignore[no-any-return]
 
     @property
     def num_clients(self) -> int:
@@ -211,12 +220,16 @@ def absorb_model(
     aggregate = federation.aggregator(result.updates, gram, cohort, model.aggregator)
     if not bool(aggregate.update.isfinite().all()):
         raise NonFiniteError(f"the aggregate of {type(federation.aggregator).__name__} is not finite")
-    return server_step(federation, model, result, aggregate), weights, aggregate
+    return server_step(federation, model, result, aggregate, round_index), weights, aggregate
 
 
-def server_step(federation: Federation, model: GlobalModel, result: CohortResult, aggregate: Aggregate) -> GlobalModel:
+def server_step(
+    federation: Federation, model: GlobalModel, result: CohortResult, aggregate: Aggregate, round_index: int
+) -> GlobalModel:
     """Return a global model after one server step along the aggregate; buffers follow their own policy."""
-    params, optimizer = federation.server_optimizer.step(model.params, aggregate.update, model.optimizer)
+    params, optimizer = federation.server_optimizer_at(round_index).step(
+        model.params, aggregate.update, model.optimizer
+    )
     buffers, counters = model.buffers, model.counters
     if federation.buffers == "average" and not federation.algorithm.own_buffers:
         shares = result.num_examples / result.num_examples.sum()
