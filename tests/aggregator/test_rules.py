@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hydra.errors import InstantiationException
+from scipy.optimize import lsq_linear
 
 from fedgh.aggregator.qp import nearest_to_zero_in_box
 from fedgh.core.errors import ConfigurationError
@@ -58,6 +60,20 @@ def test_gradvac_reaches_its_target():
     torch.testing.assert_close(result.state["targets"], targets / 2)  # the cosine met was 0
 
 
+def test_a_zero_update_leaves_its_pairs_targets_to_gradvac():
+    rows, ids = rows_of([1, 0], [0, 0], [0, 1]), (2, 4, 7)
+    targets = torch.full((3, 3), 0.6, dtype=torch.float64).fill_diagonal_(0)
+    result = run(
+        build("gradvac", beta=0.5), rows, cohort_of(3, ids=ids), {"client_ids": torch.tensor(ids), "targets": targets}
+    )
+    after = result.state["targets"]
+    for k, j in ((0, 1), (1, 0), (1, 2), (2, 1)):
+        assert after[k, j] == 0.6
+    for k, j in ((0, 2), (2, 0)):
+        assert float(after[k, j]) == pytest.approx(0.3)
+    assert result.mixing[1].tolist() == [0, 1, 0]
+
+
 def test_gradvac_with_beta_zero_is_pcgrad():
     rows, state = random_rows(3, 6), {}
     for round_index in range(3):
@@ -106,6 +122,43 @@ def test_the_box_solver_ends_at_an_optimum_with_many_clients():
     assert float(x.sum()) == pytest.approx(1, abs=1e-12)
     assert bool(((x >= low) & (x <= high)).all())
     assert float(gradient[x > low].max() - gradient[x < high].min()) < 1e-12
+
+
+def random_boxes():
+    """Few and many clients in few and many dimensions; twins, opposites and zeros; tight and wide boxes."""
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        count, dim = (2, 3, 5, 9, 17)[seed % 5], (1, 2, 4, 30)[seed % 4]
+        rows = torch.randn(count, dim, generator=generator, dtype=torch.float64) + (0.0, 0.3, -0.2)[seed % 3]
+        if seed % 6 == 1:
+            rows[count // 2 :] = rows[: count - count // 2].clone()
+        if seed % 6 == 2:
+            rows[count // 2 :] = -rows[: count - count // 2]
+        rows = torch.nn.functional.normalize(rows, dim=1)
+        if seed % 6 == 3:
+            rows[0] = 0
+        center = torch.rand(count, generator=generator, dtype=torch.float64) ** 2
+        center /= center.sum()
+        width = (0.02, 0.1, 0.3, 1.0)[seed // 2 % 4]
+        yield rows, (center - width).clamp_min(0), (center + width).clamp_max(1), center
+
+
+def test_the_box_solver_finds_what_scipys_finds():
+    """SciPy's active sets have no constraint on a sum: a row of weight 1e4 holds it."""
+    kept = 0
+    for number, (rows, low, high, center) in enumerate(random_boxes()):
+        matrix = torch.cat([rows.T, torch.full((1, len(rows)), 1e4, dtype=torch.float64)]).numpy()
+        target = np.append(np.zeros(rows.shape[1]), 1e4)
+        theirs = torch.from_numpy(lsq_linear(matrix, target, (low.numpy(), high.numpy()), "bvls", tol=1e-15).x)
+        ours = nearest_to_zero_in_box(rows, low, high, center)
+        assert float(ours.sum()) == pytest.approx(1, abs=1e-12), number
+        assert bool(((ours >= low - 1e-15) & (ours <= high + 1e-15)).all()), number
+        assert float((ours @ rows).square().sum()) <= float((theirs @ rows).square().sum()) + 1e-7, number
+        gradient = rows @ (ours @ rows)
+        givers, takers = gradient[ours > low], gradient[ours < high]
+        assert float(givers.max() - takers.min()) < 1e-10, number  # nobody gains from trading weight
+        kept += torch.equal(ours, center)
+    assert kept < 10
 
 
 def test_fedfv_keeps_the_clients_with_the_largest_losses():

@@ -1,6 +1,7 @@
 """The recorder: chosen rounds, a size stated in advance and capped, all or nothing on the disk."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from fedgh.callback.record_updates import RecordUpdates
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation.loop import Schedule, train
 from fedgh.federation.round import initial_state, run_round
-from fedgh.recording.updates import read, read_gram
+from fedgh.recording.updates import read, read_gram, recording_of, write
 
 # Lightning against a newer PyTorch; our loaders need no workers
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
@@ -173,3 +174,15 @@ def test_the_choice_adds_to_the_default_callbacks():
     assert set(cfg().callback) == set(chosen.callback) - {"record_updates"}
     (callback,) = [c for c in config.build_callbacks(chosen) if isinstance(c, RecordUpdates)]
     assert (callback.rounds, callback.every, callback.output_dir) == ([1, 2], None, "unused")
+
+
+def test_a_custom_rules_memory_may_be_strided_and_share_storage(federation, start, tmp_path):
+    """A transposed matrix, every other entry, two views of one storage: what a rule keeps is its own affair."""
+    whole = torch.arange(12.0).view(3, 4)
+    memory = {"turned": whole.T, "every_other": whole[:, ::2], "row": whole[1], "whole": whole}
+    outcome = run_round(federation, start)
+    recording = recording_of(federation, replace(start, aggregator=memory), outcome, "seed: 1\n")
+    found = read(write(recording, tmp_path / "new", torch.float32)).before.aggregator
+    assert found.keys() == memory.keys()
+    for name, tensor in memory.items():
+        assert torch.equal(found[name], tensor), name

@@ -1,21 +1,25 @@
 """Replay: the run's own rule gives the run's own parameters to the bit; files that are wrong say so."""
 
 import csv
+import re
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from fedgh import config
 from fedgh.cli import replay, train
 from fedgh.config.rules import build_aggregators
 from fedgh.core.errors import CheckpointError, DataError
+from fedgh.core.updates import UpdateMatrix
 from fedgh.federation.evaluation import Evaluation
 from fedgh.recording.family import family_table, gram_from_csv, updates_of
 from fedgh.recording.updates import find, read
@@ -272,3 +276,35 @@ def test_a_recording_without_a_config_is_told(copy, tmp_path):
     save_file(load_file(copy), copy, metadata)
     with pytest.raises(CheckpointError, match=r"round_000002\.safetensors holds no config; record the run again"):
         replayed(copy, tmp_path)
+
+
+def test_a_rule_built_from_code_is_named_after_its_module(monkeypatch):
+    monkeypatch.setattr(replay.HydraConfig, "initialized", lambda: False)
+    for target, name in (("fedgh.aggregator.fedgh.FedGH", "fedgh"), ("theirs.rules.sharp.Sharp", "sharp")):
+        assert replay.rule_name(OmegaConf.create({"aggregator": {"_target_": target}})) == name
+
+
+def test_a_rule_is_named_as_it_was_chosen_with_its_own_settings(monkeypatch):
+    """Another package's rule has a config of any name; settings of other parts are not its own."""
+    typed = ["recording=x", "aggregator=sharp", "aggregator.power=2", "aggregator._target_=theirs.rules.blunt.Blunt"]
+    hydra = SimpleNamespace(
+        runtime=SimpleNamespace(choices={"aggregator": "sharp"}),
+        overrides=SimpleNamespace(task=[*typed, "trainer=cpu"]),
+    )
+    monkeypatch.setattr(replay.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(replay.HydraConfig, "get", lambda: hydra)
+    cfg = OmegaConf.create({"aggregator": {"_target_": "theirs.rules.blunt.Blunt", "power": 2}})
+    assert replay.rule_name(cfg) == "sharp power=2 _target_=theirs.rules.blunt.Blunt"
+
+
+def test_of_several_parameters_that_differ_the_first_is_named(run_dir):
+    recording = read(find(run_dir)[0])
+    federation = config.build_federation(replay.stored_config(recording, run_dir, []))
+    blocks = list(recording.updates.blocks)
+    wrong = [replace(b, shape=torch.Size([*b.shape, 1])) if b is not blocks[0] else b for b in blocks]
+    broken = replace(recording, updates=UpdateMatrix(recording.updates.rows, tuple(wrong)))
+    first = min(b.name for b in wrong[1:])
+    shape = next(list(b.shape) for b in blocks if b.name == first)
+    message = f"parameter {first} has shape {[*shape, 1]} there and {shape} here"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        replay.check_fits(broken, run_dir, federation.model, federation.dataset.fingerprint)

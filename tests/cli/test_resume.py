@@ -301,3 +301,14 @@ def test_the_printed_commands_do_what_they_say(tmp_path, name):
     paste(printed["if it is stopped"].strip())
     (run_dir,) = (folder / "train" / "runs").iterdir()
     assert len(read_csv(run_dir / "metrics.csv")) == 2
+
+
+def test_fewer_rounds_than_are_finished_are_refused_and_change_nothing(copied, cli):
+    run_dir = copied("run")
+    assert cli(f"resume={run_dir}", "num_rounds=3").code == 0
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.csv")}
+    answer = cli(f"resume={run_dir}", "num_rounds=2")
+    assert answer.code == 2
+    assert f"error: num_rounds=2 is below the 3 rounds that {run_dir} has finished" in answer.err
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.csv")} == before
+    assert cli(f"resume={run_dir}", "num_rounds=3").code == 0, "just as many are none too few"

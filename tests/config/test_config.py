@@ -253,3 +253,10 @@ def test_a_run_computes_in_the_precision_that_it_asks_for(composed):
     for asked in ("ieee", "tf32", "null"):
         config.build_federation(composed(f"fp32_precision={asked}"))
         assert torch.backends.cudnn.conv.fp32_precision == (before if asked == "null" else asked)
+
+
+@pytest.mark.parametrize(("gpus", "cores", "jobs"), [(0, 8, 4), (0, 5, 2), (0, 1, 1), (1, 64, 1), (4, 2, 4)])
+def test_a_sweep_runs_a_job_a_gpu_or_one_for_two_cores(monkeypatch, gpus, cores, jobs):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setitem(_run_dir.__globals__, "usable_cores", lambda: cores)
+    assert OmegaConf.create({"n": "${jobs_at_once:}"}).n == jobs

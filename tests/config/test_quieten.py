@@ -1,8 +1,10 @@
 """What every command sets before anything else."""
 
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,40 @@ def test_a_home_is_left_alone(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     quieten()
     assert os.environ["HOME"] == str(tmp_path)
+
+
+LOGGERS = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric")
+
+
+def test_what_repeats_at_every_fit_is_silent_and_nothing_else(monkeypatch):
+    for name in LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.resetwarnings()
+        quieten()
+        warnings.warn("The LeafSpec of this is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("The 'train_dataloader' does not have many workers which may", UserWarning, stacklevel=1)
+        warnings.warn("The `srun` command is available on your system but", UserWarning, stacklevel=1)
+        warnings.warn("\n'hydra/launcher/x' is validated against ConfigStore schema", UserWarning, stacklevel=1)
+        assert heard == []
+        warnings.warn("The learning rate is too large", UserWarning, stacklevel=1)
+        assert len(heard) == 1
+    assert [logging.getLogger(name).level for name in LOGGERS] == [logging.WARNING] * 3
+    assert os.environ["WANDB_SILENT"] == "true"
+
+
+def test_what_the_user_says_of_wandb_stays(monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "false")
+    quieten()
+    assert os.environ["WANDB_SILENT"] == "false"
+
+
+@pytest.mark.parametrize("home", [None, ""])
+def test_a_home_is_found_where_there_is_none(monkeypatch, home):
+    monkeypatch.delenv("HOME", raising=False) if home is None else monkeypatch.setenv("HOME", home)
+    quieten()
+    assert os.path.isabs(os.environ["HOME"])
 
 
 @pytest.mark.slow

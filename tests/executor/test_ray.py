@@ -33,6 +33,8 @@ from fedgh.model.cnn2 import CNN2
 from fedgh.storage import checkpoint as checkpoints
 from fedgh.tracking.recorder import read_csv
 
+from ..accelerator import DEVICE, Accelerator
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
@@ -218,6 +220,14 @@ def test_tensors_arrive_as_they_were(tensor):
     arrived = pickled(Raw(tensor))
     assert (arrived.dtype, arrived.shape) == (tensor.dtype, tensor.shape)
     assert torch.equal(arrived, tensor)
+
+
+def test_a_tensor_of_a_device_arrives_on_the_cpu():
+    with Accelerator() as accelerator:
+        tensor = torch.arange(6.0).to(DEVICE).view(2, 3)[:, 1:].requires_grad_()
+        constructor, (memory, *rest) = Raw(tensor).__reduce__()
+        assert accelerator.copied_to_host.total() == 1
+    assert torch.equal(constructor(memory, *rest), torch.tensor([[1.0, 2.0], [4.0, 5.0]]))
 
 
 def pickled(value):

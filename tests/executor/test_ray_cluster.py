@@ -129,3 +129,27 @@ def test_the_documents_name_the_token():
     configs = Path(config.CONFIG_DIR)
     for path in ("executor/ray.yaml", "hydra/launcher/ray.yaml", "../README.md"):
         assert "RAY_AUTH_MODE=token" in (configs / path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "expected"),
+    [
+        (1, 0, 8 + 4),
+        (1, 1, 2),  # the GPUs are scarce, and the second node has none
+        (1, 0.5, 4),
+        (1, 0.1, 8),  # now the cores of the first node are
+        (5, 1, 1),  # what is left of two nodes is no worker
+        (0, 1, 2),
+        (0.1, 0, 80 + 40),
+        (9, 0, 0),
+        (0, 0, 2),
+    ],
+)
+def test_workers_fit_by_what_is_scarcest_on_each_node(monkeypatch, cpus, gpus, expected):
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray_cluster, "load", lambda setting: SimpleNamespace(nodes=lambda: nodes))
+    assert ray_cluster.room(cpus, gpus) == expected

@@ -279,3 +279,74 @@ def test_auto_picks_by_model_and_says_why(caplog, model, algorithm, kind, why):
     assert type(runner) is kind
     assert len(caplog.messages) == 1
     assert re.search(rf"^executor=auto picked {kind.__name__[:6].lower()}.*{why}", caplog.messages[0])
+
+
+class Halving(torch.optim.SGD):
+    """Changes the gradient that it is given, number by number."""
+
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad.mul_(0.5).clamp_(-0.1, 0.1)
+        super().step(closure)
+
+
+def test_an_elementwise_optimizer_may_change_gradients_in_place():
+    optimizer = partial(Halving, lr=0.1, momentum=0.9)
+    expected = play(executor(SequentialExecutor, MODELS["mlp"], FedAvg, sgd=optimizer))
+    assert_same(play(executor(VectorizedExecutor, MODELS["mlp"], FedAvg, sgd=optimizer, width=20)), expected)
+
+
+class Leaking(MLP):
+    """Mixes a trace of the batch's mean into every example."""
+
+    share = 1e-7
+
+    def features(self, x):
+        features = super().features(x)
+        return features + self.share * features.mean(0)
+
+
+@pytest.mark.parametrize("side", [8, 24])
+def test_padding_is_judged_the_same_for_models_large_and_small(side):
+    """Sums over many numbers are rounded further apart; in single precision, or by too tight a bound, it would show."""
+    torch.set_default_dtype(torch.float32)
+    settings = {"data": single_dataset(side), "width": 20}
+    large = partial(MLP, hidden=[300, 200])
+    convolutions = partial(CNN2, channels=[32, 64], hidden=256, dropout=[0.25, 0.5])
+    assert executor(VectorizedExecutor, large, FedAvg, **settings).pads is True
+    assert executor(VectorizedExecutor, convolutions, FedAvg, **settings).pads is True
+    assert executor(VectorizedExecutor, partial(Leaking, hidden=[300, 200]), FedAvg, **settings).pads is False
+
+
+def single_dataset(side):
+    double = dataset(side)
+    fields = (double.train_inputs, double.train_targets, double.test_inputs, double.test_targets)
+    return ImageDataset("toy", *fields, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3, None)
+
+
+def test_launches():
+    """Two epochs in batches of 4: 4, 2, 6, 2, 4, 4 steps; unequal batches cost one more per client and epoch."""
+    padding = executor(VectorizedExecutor, MODELS["mlp"], FedAvg, width=20)
+    mixing = executor(VectorizedExecutor, MODELS["mlp"], ALGORITHMS["feddecorr"], width=20)
+    assert [padding.num_steps(k) for k in range(6)] == [4, 2, 6, 2, 4, 4]
+    assert [mixing.launches([0, 1, 4]), mixing.launches([2, 5]), mixing.launches([1])] == [4 + 2 * 3, 6 + 2 * 2, 2]
+    assert [padding.launches([0, 1, 4]), padding.launches([2, 5]), padding.launches([1])] == [4, 6, 2]
+    even = executor(VectorizedExecutor, MODELS["mlp"], ALGORITHMS["feddecorr"], width=20, sizes=(8, 8, 8))
+    assert even.launches([0, 1, 2]) == 4
+
+
+@pytest.mark.parametrize(
+    ("clients", "kind"), [(1, SequentialExecutor), (3, SequentialExecutor), (4, VectorizedExecutor)]
+)
+def test_auto_leaves_few_clients_to_the_sequential_executor(caplog, clients, kind):
+    """A vectorized step costs that of about four clients: below that number nothing is gained."""
+    with caplog.at_level("INFO", logger="fedgh.executor.auto"):
+        runner = executor(choose, MODELS["mlp"], FedAvg, sizes=(8,) * clients, width=20)
+    assert type(runner) is kind
+    if kind is SequentialExecutor:
+        assert f"{4 * clients} steps would still take about 4 vectorized ones" in caplog.messages[0]
+
+
+def test_auto_counts_no_more_clients_than_a_group_holds():
+    assert type(executor(choose, MODELS["mlp"], FedAvg, sizes=(8,) * 6, width=3)) is SequentialExecutor
+    assert type(executor(choose, MODELS["mlp"], FedAvg, sizes=(8,) * 6, width=4)) is VectorizedExecutor

@@ -184,3 +184,16 @@ def test_nothing_global_is_imported():
         "p.partition_figure([[1, 2]]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_harms_legend_has_the_colours_of_its_points():
+    (axes,) = harm_figure([3, 5, 7], [0.5, 0.1, -0.5], [-0.1, 0.2, -0.3], "FedGH").axes
+    legend = axes.get_legend()
+    handles = dict(zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True))
+    assert list(handles) == ["Mean", "FedGH", "FedGH, harmed"]
+    mean, chosen = axes.collections[1:3]
+    harmed, spared, _ = chosen.get_facecolors()  # worst first: clients 5, 3, 7
+    for label, colour in (("FedGH", spared), ("FedGH, harmed", harmed), ("Mean", mean.get_facecolors()[0])):
+        assert handles[label].get_facecolor()[0].tolist() == colour.tolist(), label
+    assert harmed.tolist() != spared.tolist()
+    assert [chosen.get_offsets()[k].tolist() for k in range(3)] == [[0.2, 0], [-0.1, 1], [-0.3, 2]]

@@ -128,6 +128,21 @@ def test_the_offline_files_of_a_resumed_run_are_one_run(tmp_path):
     assert read.rows == run.rows
 
 
+def test_of_a_round_that_was_repeated_after_resuming_the_last_file_counts(tmp_path):
+    run = make_run(tmp_path, FEDGH)
+    for stamp in (3, 1, 6, 2, 5, 4):  # whatever order the disk lists them in
+        rows = [{**run.rows[0], "global/test/loss": float(stamp)}, *run.rows[1:]]
+        offline_file(
+            tmp_path / f"offline-run-{stamp}-abc",
+            dataclasses.replace(run, summary={**run.summary, "final/acc": stamp / 10}),
+            rows=rows,
+        )
+    (read,), _ = gather([tmp_path])
+    assert read.rows[0]["global/test/loss"] == 6
+    assert read.summary["final/acc"] == 0.6
+    assert read.path.parent.name == "offline-run-6-abc"
+
+
 def test_an_offline_file_inside_a_run_directory_is_not_read_twice(tmp_path):
     run = make_run(tmp_path, FEDGH)
     offline_file(write_run(run) / "wandb" / "offline-run-1-abc", make_run(tmp_path, FEDGH, seed=9))

@@ -203,6 +203,18 @@ def test_another_model_is_named(make, tmp_path):
         check_fits(checkpoint(1), path, {**layout, "body.weight": [2]}, "d" * 16, "p" * 64)
 
 
+def test_of_several_parameters_that_differ_the_first_is_named(tmp_path):
+    """Not one that is the same in both, whatever the order they come in."""
+    theirs = {"a.weight": [1], "c.weight": [2], "b.weight": [3], "d.bias": [4]}
+    saved = replace(checkpoint(1), layout=theirs)
+    ours = {"d.bias": [5], "a.weight": [1], "c.weight": [7], "b.weight": [9]}
+    with pytest.raises(CheckpointError, match=r"parameter b.weight has shape \[3\] there and \[9\] here"):
+        check_fits(saved, tmp_path / "x.ckpt", ours, "d" * 16, "p" * 64)
+    del ours["b.weight"]
+    with pytest.raises(CheckpointError, match=r"parameter b.weight has shape \[3\] there and None here"):
+        check_fits(saved, tmp_path / "x.ckpt", ours, "d" * 16, "p" * 64)
+
+
 @pytest.mark.parametrize("what", ["dataset", "partition"])
 def test_other_data_are_named(tmp_path, what):
     prints = {"dataset": "d" * 16, "partition": "p" * 64, what: "e" * 16}
