@@ -82,6 +82,8 @@ def test_cells_in_several_places_are_run_once():
         (["table=1", "seed=3"], "seed=3 would go to every cell, but sets cells apart; use seeds="),
         (["table=1", "algorithm=fedprox"], "but sets cells apart; use rows="),
         (["table=1", "hydra.run.dir=x"], "but sets cells apart; use paths.log_dir="),
+        (["table=1", "tags=[ü]"], "tags=[ü] cannot be read: settings want quotes of their own"),
+        (["table=1", "partition.alpha=0,1"], "type partition.alpha=0.1 for a decimal number"),
         (["table"], "expected key=value, got 'table'; `fedgh-paper --help` shows the keys"),
     ],
 )

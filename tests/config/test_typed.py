@@ -31,6 +31,7 @@ READ_BUT_WRONG = {
     "algorithm=[fedavg]": "is no choice of algorithm",
     "algorithm={mu:1}": "is no choice of algorithm",
     "logger=null": "type logger=csv for none",
+    "lr_schedule=cosine": "whose learning rate? type lr_schedule@client_lr_schedule=cosine, or lr_schedule@",
     "experiment=null": "experiment=null is no choice of experiment; leave it out",
     "tags=[a, b]": "the shell has cut tags=[a, b] at its spaces; type 'tags=[a, b]'",
     "ü=3": "ü=3 cannot be read as key=value",

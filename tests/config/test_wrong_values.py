@@ -64,6 +64,8 @@ REFUSED = [
     ("algorithm", None, "algorithm must be one of the choices in configs/algorithm"),
     ("sampler", "all", "sampler must be one of the choices in configs/sampler"),
     ("server_optimizer.lr", float("inf"), "server_optimizer.lr must be finite, got inf"),
+    ("evaluation", 3, "evaluation is a section of keys, got 3; type for instance evaluation.every=5"),
+    ("checkpoint", None, "checkpoint is a section of keys, got None; type for instance checkpoint.every=5"),
     ("on_nonfinite", "ignore", "on_nonfinite must be one of drop, raise, got 'ignore'"),
     ("buffers", "sum", "buffers must be one of average, keep_global, got 'sum'"),
     ("checkpoint.artifact", "maybe", "checkpoint.artifact must be true or false, got 'maybe'"),

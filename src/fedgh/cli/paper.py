@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedgh import config
 from fedgh.config.rules import aggregator_names
-from fedgh.config.typed import known_keys
+from fedgh.config.typed import check_typed, known_keys
 from fedgh.core.command import command, setting
 from fedgh.core.errors import ConfigurationError, DataError, FedGHError
 from fedgh.paper import matrix
@@ -259,6 +259,7 @@ def read(arguments: Sequence[str]) -> Request:
                 f"{argument} would go to every cell, but sets cells apart; use {OWN.get(key, 'paths.log_dir=')}"
             )
         else:
+            check_typed([argument])
             extra.append(argument)
     preset = _one_of("preset", given.get("preset", "paper"), list(matrix.presets()))
     seeds = tuple(_number("seeds", word, 0) for word in _words(given.get("seeds", "1")))

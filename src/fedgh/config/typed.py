@@ -209,6 +209,11 @@ def _check_choice(override: Override) -> None:
     options = options_of(group)
     if not options or override.type is not OverrideType.CHANGE:
         return
+    if group == "lr_schedule" and override.package is None:
+        raise ConfigurationError(
+            f"{override.input_line}: whose learning rate? type lr_schedule@client_lr_schedule={value}, or "
+            f"lr_schedule@server_lr_schedule={value}"
+        )
     many = group not in GROUPS
     if not isinstance(value, (str, list) if many else str):
         none = NOTHING_CHOSEN.get(group, "")

@@ -21,6 +21,8 @@ from fedgh.core.errors import ConfigurationError
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
+NO_INFINITY = ("algorithm.", "server_optimizer.", "aggregator.")
+"""Where an infinite number would only ruin the model; as a bound on a norm it means none."""
 GROUPS = (
     "algorithm",
     "aggregator",
@@ -82,6 +84,11 @@ def validate(cfg: DictConfig) -> None:
             raise ConfigurationError(
                 f"{group} must be one of the choices in configs/{group}, or a class with its settings "
                 f"({{_target_: <package.module.Class>, ...}}), got {node!s}"
+            )
+    for section, key in (("evaluation", "every=5"), ("checkpoint", "every=5"), ("paths", "log_dir=logs")):
+        if not isinstance(cfg.get(section), DictConfig):
+            raise ConfigurationError(
+                f"{section} is a section of keys, got {cfg.get(section)!s}; type for instance {section}.{key}"
             )
     for group in ("logger", "callback"):
         if not isinstance(cfg[group] or DictConfig({}), DictConfig):
@@ -225,7 +232,12 @@ def _check_signature(path: str, node: DictConfig) -> None:
 
 def _check_value(path: str, value: Any, annotation: Any) -> None:
     check_kind(path, value, annotation)
-    if isinstance(value, float) and math.isinf(value) and path.startswith(("algorithm.", "server_optimizer.")):
+    if (
+        isinstance(value, float)
+        and math.isinf(value)
+        and path.startswith(NO_INFINITY)
+        and not path.endswith("max_norm")
+    ):
         raise ConfigurationError(f"{path} must be finite, got {value}")
 
 
