@@ -58,7 +58,7 @@ class Algorithm:
 
     Attributes:
         requires: What a run must have for the method to mean anything, checked before it starts: ``head`` (a model
-            whose parameters named ``head.*`` are the classifier), ``several_targets``, ``clock``.
+            whose parameters named ``head.*`` are the classifier), ``classification``, ``several_targets``, ``clock``.
         own_buffers: Running statistics stay with the client: they neither travel nor are averaged.
     """
 

@@ -40,7 +40,7 @@ class CCVR(Algorithm):
         A class of a single example has the covariance zero.
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset({"head"})
+    requires: ClassVar[frozenset[str]] = frozenset({"head", "classification"})
 
     samples_per_class: int
     calibration_epochs: int

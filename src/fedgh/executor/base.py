@@ -271,9 +271,8 @@ class FittingExecutor(Executor):
 
     def train(self, clients: Sequence[ClientView], rows: Tensor) -> list[ClientResult]:
         """See :meth:`Executor.train`."""
-        work = list(self.work(clients, rows))  # Lightning asks a loader for its first item twice
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
-            fit(self.trainer, self.module, work)
+            fit(self.trainer, self.module, self.work(clients, rows))
         results, self.module.results = self.module.results, []
         return results
 

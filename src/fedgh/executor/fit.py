@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.accelerators import CUDAAccelerator
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, work: Sequence[Any]) -> None:
+def fit(trainer: pl.Trainer, module: pl.LightningModule, work: Iterable[Any]) -> None:
     """Let a module train every item of ``work`` in one step each, and let go of it afterwards.
 
     ``max_epochs`` moves on by one each time; otherwise a reused Trainer would silently skip every fit after the first.
@@ -21,17 +21,20 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, work: Sequence[Any]) ->
     loader = _Loader(work)
     with _device_kept(trainer):
         trainer.fit(module, train_dataloaders=loader)
-    loader.work = ()  # the Trainer keeps the loader until the next fit, and with it a round's memory
+    loader.work = loader.items = ()  # the Trainer keeps the loader until the next fit, and with it a round's memory
 
 
 @dataclass(slots=True)
 class _Loader:
     """What Lightning asks of a loader, and nothing more."""
 
-    work: Sequence[Any]
+    work: Iterable[Any]
+    items: Sequence[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.work)
+        if self.items is None:  # inside the fit, where a signal finds Lightning ready
+            self.items = list(self.work)  # a loader is asked for its first item twice
+        return iter(self.items)
 
 
 @contextmanager

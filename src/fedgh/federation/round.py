@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedgh.aggregator.base import Aggregate, Aggregator
 from fedgh.algorithm.base import Algorithm
-from fedgh.core.errors import ConfigurationError, TrainingError
+from fedgh.core.errors import TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.lr_schedule import Constant, LRSchedule
 from fedgh.core.types import Cohort, CohortResult, GlobalModel, ServerState
@@ -23,6 +23,7 @@ from fedgh.executor.base import Executor
 from fedgh.executor.gather import sizes_of
 from fedgh.federation.clock import Clock
 from fedgh.federation.finite import NonFiniteError, require_finite, set_aside_nonfinite
+from fedgh.federation.parts import check_parts
 from fedgh.metric.collection import Metrics
 from fedgh.partition.base import Partition
 from fedgh.server_optimizer.base import ServerOptimizer
@@ -76,19 +77,7 @@ class Federation:
     server_lr_schedule: LRSchedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("on_nonfinite", ("drop", "raise")), ("buffers", ("average", "keep_global"))):
-            if getattr(self, name) not in allowed:
-                raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.algorithm.overrides("group") and self.aggregator.min_clients > 1:
-            raise ConfigurationError(
-                f"{type(self.aggregator).__name__} needs at least {self.aggregator.min_clients} clients, and "
-                f"{type(self.algorithm).__name__} forms groups that may be smaller; take another aggregator"
-            )
-        if self.clock is not None and self.algorithm.overrides("group"):
-            raise ConfigurationError(
-                f"{type(self.algorithm).__name__} trains several global models, of which a clock keeps no older "
-                "versions; type clock=synchronous"
-            )
+        check_parts(self)
 
     def server_optimizer_at(self, round_index: int) -> ServerOptimizer:
         """Return the server optimizer with its learning rate of a round."""
