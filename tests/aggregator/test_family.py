@@ -39,6 +39,11 @@ def awkward(name):
 
 
 def literally(name, rows, cohort, rule, memory=None):
+    if not hasattr(literal, name):
+        pytest.skip(
+            f"no independent version of {name}: write def {name}(rows, cohort, rule, memory) in "
+            "tests/aggregator/literal.py, from the paper and on the vectors themselves; it returns the update"
+        )
     return getattr(literal, name)(rows.to(torch.float64), cohort, rule, {} if memory is None else memory)
 
 
@@ -196,8 +201,9 @@ def test_state_survives_changing_participants_and_a_checkpoint(name):
     for round_index, ids in enumerate(rounds):
         rows, cohort = random_rows(50 + round_index, 5), cohort_of(5, round_index, ids, round_index)
         result = run(rule, rows, cohort, state)
-        error = relative_error(result.update, literally(name, rows, cohort, rule, memory), rows)
-        assert error < AGREES_TO.get(name, 1e-9)
+        if hasattr(literal, name):
+            error = relative_error(result.update, literally(name, rows, cohort, rule, memory), rows)
+            assert error < AGREES_TO.get(name, 1e-9)
         assert all(isinstance(value, torch.Tensor) for value in result.state.values())
         buffer = io.BytesIO()
         torch.save(result.state, buffer)

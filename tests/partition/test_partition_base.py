@@ -30,6 +30,14 @@ def test_from_owners_sorts_and_counts():
     assert partition.num_clients == 2
 
 
+@pytest.mark.parametrize("owners", [[0, 1], [0, 1, 2, 1], [0, 1, -1, 1]])
+def test_owners_that_do_not_fit_are_named(owners):
+    with pytest.raises(
+        PartitionError, match=r"names an owner between 0 and 1 for each of 4 samples; .* owners of shape"
+    ):
+        Partition.from_owners(np.zeros(4, dtype=np.int64), 1, np.array(owners), 2, {})
+
+
 def test_a_good_partition_passes_the_check():
     check(arrays([0, 2], [1]), 3)
 

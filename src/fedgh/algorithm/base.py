@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fedgh.algorithm.contract import check_hooks
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.forward import Forward
 from fedgh.core.types import (
@@ -70,6 +71,7 @@ class Algorithm:
     batch_size: int
 
     def __post_init__(self) -> None:
+        check_hooks(type(self), Algorithm, HOOKS)
         for name in ("local_epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -208,6 +210,13 @@ class Algorithm:
         optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
         return {**optimizer.defaults, "name": type(optimizer).__name__}
 
+
+HOOKS = tuple(
+    name
+    for name, member in vars(Algorithm).items()
+    if callable(member) and not name.startswith("_") and name not in ("overrides", "optimizer_settings")
+)
+"""Names of what a method may override."""
 
 Ask = Callable[[Callable[["ClientView"], Message]], Iterator[tuple[int, Message]]]
 """``ask(question)`` yields (client id, answer), ascending, so that no two answers need memory at a time."""

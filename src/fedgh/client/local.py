@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedgh.algorithm.base import Algorithm, Batch
+from fedgh.algorithm.contract import check_type
 from fedgh.client.view import ClientView
 from fedgh.core.flat import FlatModel
 from fedgh.core.forward import SingleForward
-from fedgh.core.types import ClientResult, Phase, Trained
+from fedgh.core.types import ClientResult, Phase, Start, Trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def train_client(model: FlatModel, algorithm: Algorithm, optimizer: Optimizer, w
     """
     client = work.client
     start = algorithm.prepare(client)
+    check_type(algorithm, "prepare", start, Start)
     received = start.received or client.received
     model.load(start.params, start.buffers, received.counters)
     model.seed(work.seed)

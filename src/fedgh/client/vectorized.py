@@ -19,6 +19,7 @@ from torch.func import vmap
 from torch.optim import Optimizer
 
 from fedgh.algorithm.base import Algorithm
+from fedgh.algorithm.contract import check_alike, check_type, check_unwritten, note_writes
 from fedgh.client.local import begin_phase, step
 from fedgh.client.view import ClientView
 from fedgh.core.device import sent
@@ -83,6 +84,10 @@ def train_group(
         work: The clients, their batches and where their updates go.
     """
     starts = [algorithm.prepare(client) for client in work.clients]
+    for start in starts:
+        check_type(algorithm, "prepare", start, Start)
+    states = {f"client {one.client_id}": start.state for one, start in zip(work.clients, starts, strict=True)}
+    check_alike(algorithm, "prepare", "Start.state", states)
     received = [start.received or client.received for start, client in zip(starts, work.clients, strict=True)]
     group = Group.of(model, optimizer, matrix, starts, received, work.seeds)
     for index, (phase, num_steps) in enumerate(work.phases):
@@ -239,9 +244,11 @@ def gradient_of(
     def direction(params: Tensor, buffers: dict[str, Tensor], state: ClientState, *rest: Tensor) -> tuple[Any, ...]:
         inputs, targets, received = rest
         forward = VectorizedForward(model, task, buffers)
+        given = dict(state)  # a method may answer with the mapping that it was given
         gradient, value, after = algorithm.local_gradient((inputs, targets), forward, params, received, state)
-        return gradient, value, {name: tensor for name, tensor in after.items() if tensor is not state.get(name)}
+        return gradient, value, {name: tensor for name, tensor in after.items() if tensor is not given.get(name)}
 
+    held = note_writes((f"state[{name!r}]", tensor) for name, tensor in state.items())
     model.share_generators(generators[: len(part.targets)])
     in_dims = (0, 0, dims, 0, 0, None if shared else 0)
     try:
@@ -255,6 +262,7 @@ def gradient_of(
             f"({str(error).splitlines()[0]}); type executor=sequential, or write the loss and the model without "
             "branching on values of tensors, .item() and PyTorch's own dropout"
         ) from error
+    check_unwritten(algorithm, held)
     gradient: Tensor
     if own_gradient:
         gradient, losses, changed = answer

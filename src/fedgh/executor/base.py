@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedgh.algorithm.base import Algorithm, Batch
+from fedgh.algorithm.contract import check_unwritten, note_writes
 from fedgh.client.module import LocalTraining
 from fedgh.client.view import ClientView
 from fedgh.core.errors import ConfigurationError, TrainingError
@@ -23,7 +24,7 @@ from fedgh.core.updates import RowMemory, UpdateMatrix
 from fedgh.dataset.base import Dataset
 from fedgh.dataset.stream import client_batches, client_rows, num_local_steps
 from fedgh.executor.fit import fit
-from fedgh.executor.gather import gather
+from fedgh.executor.gather import check_reports, gather
 
 ROW_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 """Types of the update matrix by name; None is the model's own, float32 in every run that a config describes."""
@@ -115,10 +116,14 @@ class Executor(ABC):
 
         Raises:
             TrainingError: If a client did not take the steps it should have taken.
+            ConfigurationError: If the algorithm breaks its contract, see :mod:`fedgh.algorithm.contract`.
         """
         clients = list(self.views(sorted(client_ids), server, versions))
         updates = UpdateMatrix(self.rows(len(clients)), self.model.blocks)
+        held = note_writes(_held(clients))
         results = self.in_order(clients, self.train(clients, updates.rows))
+        check_unwritten(self.algorithm, held)
+        check_reports(self.algorithm, clients, results)
         return gather(clients, results, updates, self.shared, not self.algorithm.own_buffers)
 
     def in_order(self, clients: Sequence[ClientView], results: Sequence[ClientResult]) -> list[ClientResult]:
@@ -275,6 +280,17 @@ class FittingExecutor(Executor):
             fit(self.trainer, self.module, self.work(clients, rows))
         results, self.module.results = self.module.results, []
         return results
+
+
+def _held(clients: Sequence[ClientView]) -> Iterator[tuple[str, Tensor]]:
+    """Yield what clients only read, with its name: the server, or another client, holds it, too."""
+    for client in clients:
+        yield "client.received.params", client.received.params
+        yield "client.received.buffers", client.received.buffers
+        for name, tensor in client.message.items():
+            yield f"client.message[{name!r}]", tensor
+        for name, tensor in client.state.items():
+            yield f"client.state[{name!r}]", tensor
 
 
 def _on(phase: Phase, device: torch.device) -> Phase:

@@ -7,8 +7,10 @@ from collections.abc import Sequence, Sized
 import torch
 from torch import Tensor
 
+from fedgh.algorithm.base import Algorithm
+from fedgh.algorithm.contract import check_alike, check_type
 from fedgh.client.view import ClientView
-from fedgh.core.types import ClientResult, ClientState, CohortResult, Message
+from fedgh.core.types import ClientResult, ClientState, CohortResult, Message, Report
 from fedgh.core.updates import UpdateMatrix
 
 
@@ -52,6 +54,25 @@ def gather(
             for report in reports
         ),
     )
+
+
+def check_reports(algorithm: Algorithm, clients: Sequence[ClientView], results: Sequence[ClientResult]) -> None:
+    """Check that clients keep and send the same kind of thing, each other and from round to round.
+
+    Raises:
+        ConfigurationError: Naming two that do not.
+    """
+    if not algorithm.overrides("report"):
+        return
+    kept: dict[str, ClientState] = {}
+    for client, result in zip(clients, results, strict=True):
+        check_type(algorithm, "report", result.report, Report)
+        name = f"client {client.client_id}"
+        kept |= {f"{name} before this round": client.state} if client.state else {}
+        kept |= {name: result.report.state} if result.report.state else {}
+    check_alike(algorithm, "report", "Report.state", kept)
+    sent = {f"client {result.client_id}": result.report.message for result in results}
+    check_alike(algorithm, "report", "Report.message", sent)
 
 
 def sizes_of(client_indices: Sequence[Sized]) -> Tensor:

@@ -60,8 +60,13 @@ class Partition:
             parameters: See :class:`Partition`.
 
         Raises:
-            PartitionError: If a client owns nothing.
+            PartitionError: If a client owns nothing, or a sample has no owner.
         """
+        if owners.shape != labels.shape or (len(owners) and not 0 <= owners.min() <= owners.max() < num_clients):
+            raise PartitionError(
+                f"a partition names an owner between 0 and {num_clients - 1} for each of {len(labels)} samples; this "
+                f"one has owners of shape {owners.shape}, from {owners.min()} to {owners.max()}"
+            )
         flat = np.argsort(owners, kind="stable").astype(np.int64)  # ascending inside each client
         ends = np.cumsum(np.bincount(owners, minlength=num_clients))
         counts = np.bincount(owners * num_classes + labels, minlength=num_clients * num_classes)

@@ -1,0 +1,92 @@
+"""What ``docs/algorithms.md`` says of hooks and methods is complete, and its example runs."""
+
+import inspect
+import re
+import sys
+import types
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fedgh import config
+from fedgh.algorithm.base import HOOKS, Algorithm
+from fedgh.algorithm.fedavg import FedAvg
+from fedgh.executor.sequential import SequentialExecutor
+from fedgh.executor.vectorized import VectorizedExecutor
+from fedgh.federation.round import first_state, run_round
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+TEXT = (DOCS / "algorithms.md").read_text()
+SHIPPED = sorted(path.stem for path in (ROOT / "configs" / "algorithm").glob("*.yaml"))
+
+
+def rows(heading):
+    section = TEXT.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [
+        [cell.strip() for cell in line.strip("| ").split(" | ")] for line in section.splitlines() if line[:3] == "| `"
+    ]
+
+
+def test_every_hook_is_in_the_table_with_its_arguments():
+    found = {}
+    for row in rows("The hooks"):
+        name, arguments = re.fullmatch(r"`(\w+)\((.*)\)`", row[0]).groups()
+        found[name] = arguments.split(", ")
+    assert found == {name: list(inspect.signature(getattr(Algorithm, name)).parameters)[1:] for name in HOOKS}
+
+
+def test_every_method_is_in_both_tables():
+    assert {row[0].strip("`") for row in rows("All methods")} >= set(SHIPPED)
+    readme = (ROOT / "README.md").read_text().split("## The methods\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", readme, flags=re.MULTILINE)) >= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_table_names_every_setting(name):
+    node = config.compose([f"algorithm={name}"]).algorithm
+    plain = set(config.compose(["algorithm=fedavg"]).algorithm)
+    line = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}` "))
+    assert [key for key in set(node) - plain if f"`{key}`" not in line] == []
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(((?!http|#)[^)#]+)", (DOCS / page).read_text()):
+        assert (DOCS / link).exists(), link
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """The class of the example, in a module of its own."""
+    module = types.ModuleType("steady")
+    monkeypatch.setitem(sys.modules, "steady", module)
+    exec(TEXT.split("```python\n")[1].split("```")[0], vars(module))
+    return module.Steady
+
+
+def test_the_example_runs(make, steady):
+    """FedAvg to the bit at strength 0; the server's c is the mean of all clients' own; executors agree."""
+    settings = yaml.safe_load(TEXT.split("```yaml\n")[1].split("```")[0])
+    assert settings.pop("_target_") == "fedgh.algorithm.steady.Steady"
+    assert settings.pop("defaults") == ["fedavg"]
+
+    def play(method, executor=SequentialExecutor, **settings):
+        algorithm = make.algorithm(method, lr=0.05, momentum=0.9, local_epochs=2, **settings)
+        federation = make.federation(algorithm=algorithm, executor=executor, fraction=0.7)
+        server = first_state(federation)
+        for _ in range(3):
+            server = run_round(federation, server).server
+        return server
+
+    end = play(steady, **settings)
+    own = sum(state["own"] for state in end.clients.values()) / 3
+    torch.testing.assert_close(end.memory["c"], own)
+    assert own.abs().max() > 0
+    together = play(steady, partial(VectorizedExecutor, width=2), **settings)
+    torch.testing.assert_close(together.params, end.params, rtol=1e-4, atol=1e-6)
+    assert torch.equal(play(steady, **{**settings, "strength": 0.0}).params, play(FedAvg).params)
+    assert not torch.equal(end.params, play(FedAvg).params)
