@@ -128,7 +128,7 @@ def random_boxes():
     """Few and many clients in few and many dimensions; twins, opposites and zeros; tight and wide boxes."""
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
-        count, dim = (2, 3, 5, 9, 17)[seed % 5], (1, 2, 4, 30)[seed % 4]
+        count, dim = (2, 40, 5, 9, 17)[seed % 5], (1, 2, 4, 20)[seed % 4]
         rows = torch.randn(count, dim, generator=generator, dtype=torch.float64) + (0.0, 0.3, -0.2)[seed % 3]
         if seed % 6 == 1:
             rows[count // 2 :] = rows[: count - count // 2].clone()
@@ -139,7 +139,7 @@ def random_boxes():
             rows[0] = 0
         center = torch.rand(count, generator=generator, dtype=torch.float64) ** 2
         center /= center.sum()
-        width = (0.02, 0.1, 0.3, 1.0)[seed // 2 % 4]
+        width = (0.02, 0.1, 0.005, 1.0)[seed // 2 % 4]
         yield rows, (center - width).clamp_min(0), (center + width).clamp_max(1), center
 
 

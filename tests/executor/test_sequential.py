@@ -247,3 +247,21 @@ def test_states_are_created_for_participants_only_and_stateless_algorithms_keep_
     assert tuple(outcome.server.clients) == outcome.result.client_ids
     federation = make.federation(num_clients=4)
     assert run_round(federation, initial_state(federation.model)).server.clients == {}
+
+
+def test_small_clients_share_a_training_step_and_large_ones_have_their_own(make, monkeypatch):
+    """A step holds `EXAMPLES`, counted in whole batches: 8, 8, 16 and 32 here."""
+    federation = make.federation(num_clients=4, owners=UNEVEN)
+    executor, server = federation.executor, initial_state(federation.model)
+    clients = list(executor.views(range(4), server))
+
+    def together(most):
+        monkeypatch.setattr(sequential, "EXAMPLES", most)
+        steps = [[one.client.client_id for one in work] for work in executor.work(clients, executor.rows(4))]
+        assert [k for step in steps for k in step] == [0, 1, 2, 3]
+        return steps
+
+    assert together(15) == [[0], [1], [2], [3]]
+    assert together(16) == together(31) == [[0, 1], [2], [3]]  # what is held begins anew with each step
+    assert together(32) == together(63) == [[0, 1, 2], [3]]
+    assert together(64) == [[0, 1, 2, 3]]

@@ -13,9 +13,9 @@ import pytest
 from fedgh import config
 from fedgh.cli import train
 from fedgh.core.command import setting
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import ConfigurationError, InUseError
 from fedgh.storage import claim as claims
-from fedgh.storage.claim import claim, leave_nothing_behind, refuse_if_taken, run_directory
+from fedgh.storage.claim import claim, in_use, leave_nothing_behind, refuse_if_taken, run_directory
 
 TINY = [
     *("num_rounds=1", "partition=iid", "partition.num_clients=2", "algorithm.local_epochs=1", "trainer=cpu"),
@@ -182,3 +182,17 @@ def test_a_shared_run_names_neither_home_nor_machine_nor_person(cli, tmp_path, m
     assert "paths.log_dir=~/logs" in command
     assert config.reopen(run)[0].paths.data_dir == f"{home}/data", "it comes back where it was"
     assert os.path.samefile(config.reopen(run)[0].paths.output_dir, run)
+
+
+def test_a_lock_says_nothing_of_who_held_it_before(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 since 2020-01-01 00:00:00 boot abcabcabcabc" + 100 * "x")  # killed
+    with claim(tmp_path, "wait"):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} since ")
+        assert "x" not in (tmp_path / ".lock").read_text()
+        with (
+            pytest.raises(InUseError, match=f"by process {os.getpid()} on this machine since"),
+            claim(tmp_path, "wait"),
+        ):
+            pass
+    assert (tmp_path / ".lock").read_text() == ""
+    assert not in_use(tmp_path)

@@ -169,3 +169,9 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, at):
         table.append({"round": 3, **({"x": 1.0} if at == "new column" else {})})
     monkeypatch.undo()
     assert [row["round"] for row in read_csv(tmp_path / "metrics.csv")] == [1, 2]
+
+
+def test_the_rows_that_it_was_given_stay_as_they_are(tmp_path):
+    given = [{"round": 1, "a": 0.5}]
+    CsvTable(tmp_path / "metrics.csv", given).append({"round": 2, "a": 0.25})
+    assert given == [{"round": 1, "a": 0.5}]

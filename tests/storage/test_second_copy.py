@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedgh.core.errors import StorageError
-from fedgh.storage import durable
+from fedgh.storage import durable, second_copy
 from fedgh.storage.csv_table import CsvTable, read_csv
 from fedgh.storage.second_copy import keep, restore, sync_tables
 from fedgh.storage.tables import read_rounds, read_rows, write_rows
@@ -206,3 +206,17 @@ def test_a_full_disk_is_one_line(run_dir, monkeypatch):
         write_rows(run_dir / "conflict" / "pairs", 7, {"cosine": [0.5]})
     monkeypatch.undo()
     assert not list(run_dir.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ([3], "round 3"),
+        ([2, 1], "rounds 1 to 2"),
+        ([7, 1, 2, 4], "rounds 1 to 2, 4, 7"),
+        ([1, 3, 5, 7, 9], "rounds 1, 3, 5, 7, 9"),
+        ([1, 3, 5, 7, 9, 11, 12], "rounds 1, 3, 5, 7, 9 ..."),
+    ],
+)
+def test_rounds_are_told_in_short(numbers, said):
+    assert second_copy._rounds(numbers) == said
