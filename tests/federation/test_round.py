@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.errors import ConfigurationError, TrainingError
+from fedgh.core.types import Report
 from fedgh.federation.round import affordable, initial_state, run_round, to_device
 from fedgh.server_optimizer.sgd import SGD
 
@@ -239,3 +240,38 @@ def test_the_initial_state_is_a_copy(make):
     model.load(torch.zeros_like(server.params), server.buffers, server.counters)
     assert torch.equal(server.params, kept)
     assert not server.params.requires_grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighing(FedAvg):
+    """Gives client 0 a weight of its own, and lets every client keep how often it took part."""
+
+    weight: float
+
+    def client_weights(self, shares, result):
+        return torch.where(torch.tensor(result.client_ids) == 0, self.weight, shares)
+
+    def report(self, client, trained):
+        return Report({"rounds": client.state.get("rounds", torch.zeros(())) + 1})
+
+
+@pytest.mark.parametrize("weight", [-1e-9, float("nan"), float("inf")])
+def test_weights_that_are_none_are_refused(make, weight):
+    federation = make.federation(algorithm=make.algorithm(Weighing, weight=weight), on_nonfinite="raise")
+    message = r"round 1: Weighing gives clients the weights \[.*\], which must be finite and not negative"
+    with pytest.raises(TrainingError, match=message):
+        run_round(federation, initial_state(federation.model))
+
+
+def test_a_weight_of_zero_is_one_and_what_clients_keep_is_in_the_next_state(make):
+    federation = make.federation(algorithm=make.algorithm(Weighing, weight=0.0), fraction=0.67)
+    server, counts = initial_state(federation.model), dict.fromkeys(range(3), 0)
+    for _ in range(3):
+        outcome = run_round(federation, server)
+        server = outcome.server
+        for k in outcome.result.client_ids:
+            counts[k] += 1
+            assert outcome.weights[outcome.result.client_ids.index(k)] >= 0
+        kept = {k: float(state["rounds"]) for k, state in server.clients.items()}
+        assert kept == {k: n for k, n in counts.items() if n}
+    assert sorted(counts.values())[-1] > 1
