@@ -123,7 +123,9 @@ OF_RUNS = sorted(
 def test_every_choice_of_ours_is_taken(group):
     for path in Path(config.CONFIG_DIR, group).glob("*.yaml"):
         content = OmegaConf.to_container(OmegaConf.load(path)) or {}
-        config.check_parts(content if "@package _global_" in path.read_text() else {group: content})
+        places = ("client_lr_schedule", "server_lr_schedule") if group == "lr_schedule" else (group,)
+        for place in places:
+            config.check_parts(content if "@package _global_" in path.read_text() else {place: content})
 
 
 def test_modules_that_have_moved_are_known(stored):
@@ -159,6 +161,7 @@ def test_a_package_of_ones_own_is_trusted_by_name(stored, package):
     assert not (package / "__init__.py.imported").exists(), "it was not even imported"
     assert config.parse(text, ["mine_of_test"]).aggregator._target_ == "mine_of_test.Rule"
     assert (package / "__init__.py.imported").exists()
+    config.parse(with_target(stored, "aggregator", "mine_of_test.Rule", _args_=["id"]), ["mine_of_test"])
     for other in ("mine_of_test.system", "mine_of_test.os.system"):
         with pytest.raises(ConfigurationError, match=r"which (is defined in|cannot be imported)"):
             config.parse(with_target(stored, "aggregator", other), ["mine_of_test"])

@@ -10,6 +10,7 @@ from fedgh.config.build import build_lr_schedules
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.lr_schedule import Constant, Cosine, Exponential, InverseSqrt, Step
 from fedgh.federation.round import first_state, run_round
+from fedgh.storage.checkpoint import load_newest
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,18 @@ def test_a_rate_that_is_not_there_cannot_change():
     cfg = config.compose(["lr_schedule@server_lr_schedule=step", "partition=iid", "callback=none", "trainer=cpu"])
     with pytest.raises(ConfigurationError, match="server_lr_schedule is set, but server_optimizer has no lr"):
         build_lr_schedules(cfg, config.build(cfg.algorithm), object())
+
+
+def test_a_resumed_run_goes_on_with_the_rates_of_its_rounds(cli):
+    """Stopped and resumed, or straight through: the same bits."""
+    words = [
+        *("debug=default", "callback=none", "logger=csv", "dataset.train_fraction=0.2", "partition=iid"),
+        *("lr_schedule@client_lr_schedule=cosine", "lr_schedule@server_lr_schedule=exponential"),
+        *("client_lr_schedule.rounds=4", "server_lr_schedule.factor=0.5"),
+    ]
+    assert cli(*words, "num_rounds=4", "hydra.run.dir=${paths.log_dir}/whole").code == 0
+    parts = cli(*words, "num_rounds=2", "hydra.run.dir=${paths.log_dir}/parts")
+    answer = cli(f"resume={parts.log_dir}/parts", "num_rounds=4")
+    assert answer.code == 0, answer.err
+    whole, resumed = (load_newest(parts.log_dir / name / "checkpoints")[0] for name in ("whole", "parts"))
+    assert torch.equal(whole.server.params, resumed.server.params)

@@ -43,6 +43,7 @@ PLACES = {
     "model": Kind(("fedgh.model",), ("torch.nn.Module",)),
     "executor": Kind(("fedgh.executor",), ("fedgh.executor.base.Executor",), ("choose",)),
     "clock": Kind(("fedgh.federation.clock",)),
+    **{f"{side}_lr_schedule": Kind(("fedgh.core.lr_schedule",)) for side in ("client", "server")},
     "trainer": Kind(_LIGHTNING, ("pytorch_lightning.Trainer",)),
     "logger": Kind(_LIGHTNING, ("pytorch_lightning.loggers.Logger",)),
     **{name: Kind((f"fedgh.{name}",)) for name in ("server_optimizer", "partition", "sampler", "callback")},
@@ -81,8 +82,10 @@ def check_parts(content: Any, trust: Sequence[str] = ()) -> None:
     """
     check_trust(trust)
     for path, node in targets(content):
-        if "_args_" in node:
-            raise ConfigurationError(f"the config's {path} has _args_; settings have names")
+        if "_args_" in node and not _inside(str(node["_target_"]), trust):
+            raise ConfigurationError(
+                f"the config's {path} has _args_; settings have names, except in packages you trust"
+            )
         problem = _problem(path, node["_target_"], trust)
         if problem:
             raise ConfigurationError(f"the config's {path}._target_ is {node['_target_']!r}{problem}")
