@@ -98,3 +98,16 @@ def test_a_client_that_comes_alone_draws_its_batches_as_it_goes(make, monkeypatc
     client.training_step([work("a"), work("b")], 1)
     assert log == [f"draw {name}{index}" for name in "ab" for index in range(3)] + 2 * ["train 0", "train 1", "train 2"]
     assert len(client.results) == 3
+
+
+@pytest.mark.parametrize("kind", [SequentialExecutor, partial(VectorizedExecutor, width=3)])
+def test_the_training_loss_is_the_mean_over_all_steps(make, kind):
+    """At a rate of next to nothing that is the loss on the client's own examples: three batches of 20 and again."""
+    algorithm = make.algorithm(lr=1e-9, batch_size=20, local_epochs=2)
+    federation = make.federation(num_clients=1, algorithm=algorithm, executor=kind)
+    result = federation.executor([0], initial_state(federation.model))
+    dataset = federation.dataset
+    outputs = federation.model.module(dataset.normalize(dataset.train_inputs))
+    expected = torch.nn.functional.cross_entropy(outputs, dataset.train_targets).detach()
+    assert result.local_steps.tolist() == [6]
+    assert result.train_loss.tolist() == pytest.approx([float(expected)], rel=1e-5)
