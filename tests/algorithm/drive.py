@@ -12,13 +12,14 @@ def local_steps(algorithm, client, run, target, steps):
     """Return what plain or momentum SGD makes of a client, and what it reports; the gradient is taken at ``target``."""
     start, forward = algorithm.prepare(client), StandIn(run, Quadratic())
     settings, state = algorithm.optimizer_settings(), start.state
+    received = start.received or client.received
     params, momentum = start.params.clone(), torch.zeros_like(start.params)
     for _ in range(steps):
         batch = target, torch.zeros(1, dtype=torch.int64)
-        direction, _, state = algorithm.local_gradient(batch, forward, params, client.received.params, state)
+        direction, _, state = algorithm.local_gradient(batch, forward, params, received.params, state)
         momentum = settings["momentum"] * momentum + direction
         params = params - client.lr * momentum
-    trained = Trained(params, start.buffers, params - client.received.params, state, steps)
+    trained = Trained(params, start.buffers, params - received.params, state, steps)
     return trained, algorithm.report(client, trained)
 
 

@@ -30,8 +30,10 @@ CONTRACTS = ("fedgh", "mean", "median")  # C; coefficients; coordinates
 NEUTRAL = {
     "ccvr": {},  # its phase comes after training
     "ditto": {},  # the personal model never touches the global one
+    "fedacg": {"lam": 0.0, "beta": 0.0},
     "fedavg": {},
     "fedbn": {"norm": "any"},  # on a network without normalization
+    "fedcm": {"alpha": 1.0},
     "feddecorr": {"beta": 0.0},
     "feddisco": {"a": 0.0, "b": 0.0},
     "feddyn": "as alpha goes to 0 the pull vanishes and h does not",
@@ -42,6 +44,7 @@ NEUTRAL = {
     "fedprox": {"mu": 0.0},
     "fedrep": {"own_parameters": [], "body_epochs": 2},
     "ifca": {"num_models": 1},
+    "lg_fedavg": {"shared_parameters": ["*"]},  # on a network without running statistics
     "local": "nothing is exchanged",
     "moon": {"mu": 0.0},
     "sam": {"rho": 0.0},
@@ -57,6 +60,8 @@ SILENT = {"local"}
 
 EXTRA_BYTES = {
     "ditto": lambda p, b: (4 * (p + b), 0),  # the initial model, to those who have none of their own
+    "fedacg": lambda p, b: (4 * p, 0),
+    "fedcm": lambda p, b: (4 * p, 4),
     "feddisco": lambda p, b: (0, 8 * 3),
     "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter
     "scaffold": lambda p, b: (4 * p, 4 * p),
@@ -288,7 +293,7 @@ def test_many_clients_at_once(make, name, model, double):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not isinstance(NEUTRAL.get(name), str)])
 def test_neutral_settings_are_fedavg_to_the_bit(make, name):
-    model = "mlp" if name == "fedbn" else "normed"
+    model = "mlp" if name in ("fedbn", "lg_fedavg") else "normed"
     settings = neutral(name)
     *_, plain = three_rounds(make, "fedavg", model)
     ours = play(federation_of(make, name, model, **settings), 3)

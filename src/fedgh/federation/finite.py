@@ -41,7 +41,9 @@ def set_aside_nonfinite(
         broken["the running statistics of {} are not finite"] = ~result.buffers.isfinite().all(1).cpu()
     for name, tensor in result.messages.items():
         if tensor.is_floating_point():
-            broken[f"the message {name!r} of {{}} is not finite"] = ~tensor.isfinite().flatten(1).all(1).cpu()
+            broken[f"the message {name!r} of {{}} is not finite"] = (
+                ~tensor.isfinite().reshape(len(tensor), -1).all(1).cpu()
+            )
     bad, causes = torch.zeros_like(update), []
     for cause, where in broken.items():  # whoever has an earlier cause is not named again
         ids = [k for k, yes in zip(result.client_ids, (where & ~bad).tolist(), strict=True) if yes]
