@@ -505,7 +505,7 @@ BAD = {
         r"algorithm.mu is not a parameter of fedgh.algorithm.fedavg.FedAvg; leave it out \(~algorithm.mu\); it has: ",
     ),
     "parameter of no executor": (["+executor.foo=1"], r"executor.foo is not a parameter"),
-    "parameter of no trainer": (["+trainer.max_epoch=1"], r"trainer.max_epoch is not .*did you mean max_epochs\?"),
+    "parameter of no trainer": (["+trainer.precison=32"], r"trainer.precison=32 is not .*did you mean precision\?"),
     "alpha 0": (["partition=dirichlet", "partition.alpha=0"], r"partition.alpha must be .*, got 0"),
     "alpha negative": (["partition=dirichlet_guarded", "partition.alpha=-1"], r"partition.alpha must be .*, got -1"),
     "alpha a word": (["partition=dirichlet", "partition.alpha=low"], r"partition.alpha must be a number, got 'low'"),

@@ -153,7 +153,11 @@ def _check_trainer(trainer: DictConfig) -> None:
             if value != FIXED[key][0]:
                 raise ConfigurationError(f"{path}={value} is not read here, leave it out: {FIXED[key][1]}")
         elif key not in READ and not str(key).startswith("_"):
-            instead = f": for what it would do type {INSTEAD[key]}" if key in INSTEAD else ""
+            instead = (
+                f": for what it would do type {INSTEAD[key]}"
+                if key in INSTEAD
+                else did_you_mean(str(key), sorted(READ))
+            )
             raise ConfigurationError(f"{path}={value} is not read here, leave it out{instead}")
     if str(trainer.get("precision", "32-true")) not in PRECISIONS:
         raise ConfigurationError(
