@@ -211,6 +211,16 @@ def test_the_mode_of_wandb(monkeypatch):
     assert config.wandb_mode("online") == "online"
 
 
+def test_a_mode_of_the_environment_that_wandb_does_not_know(composed, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offlin")
+    with pytest.raises(ConfigurationError, match=r"WANDB_MODE must be one of online, offline, disabled, got 'offlin'"):
+        config.validate(config.resolve(composed("logger=wandb")))
+    config.validate(config.resolve(composed("logger=wandb", "logger.mode=offline")))  # the variable is not read
+    config.validate(config.resolve(composed("logger=csv")))
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    config.validate(config.resolve(composed("logger=wandb")))
+
+
 def test_a_disabled_wandb_is_no_logger(composed, tmp_path):
     cfg = composed("logger=wandb", "logger.mode=disabled")
     assert config.build_loggers(cfg, tmp_path, "id", "name", None) == []
@@ -245,6 +255,8 @@ def test_two_runs_never_share_a_directory(tmp_path):
     assert _run_dir(str(tmp_path), "logs", "train") == str(tmp_path)
     assert _run_dir(str(tmp_path / "checkpoints" / "round_000001.ckpt"), "logs", "train") == str(tmp_path)
     assert _run_dir(str(tmp_path / "typo"), "logs", "train") not in (first, second, str(tmp_path / "typo"))
+    odd = tmp_path.rename(tmp_path.with_name("b ${x}"))
+    assert str(odd) not in _run_dir(str(odd), "logs", "train"), "Hydra would read the name as an interpolation"
 
 
 def test_a_run_computes_in_the_precision_that_it_asks_for(composed):

@@ -31,10 +31,11 @@ CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] 
 
 
 def _run_dir(resume: object, log_dir: str, task: str) -> str:
-    """Return the directory of a run: that of the one to go on with, if it can be written to, else a new one."""
+    """Return the directory of a run: that of the one to go on with, if Hydra can write to it, else a new one."""
     if resume is not None and str(resume):
         run = run_of(Path(str(resume)))
-        if has_files(run / "checkpoints") and os.access(run, os.W_OK):
+        read_as_text = "${" not in os.path.abspath(run)  # Hydra takes what it is given for an interpolation
+        if has_files(run / "checkpoints") and os.access(run, os.W_OK) and read_as_text:
             return str(run)
     return str(Path(log_dir) / task / "runs" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -10,6 +11,8 @@ from omegaconf import DictConfig, ListConfig
 from fedgh.core.errors import ConfigurationError
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+MODES_OF_THE_VARIABLE = (*WANDB_MODES[1:], "shared", "dryrun", "run")
+"""What W&B itself takes in ``WANDB_MODE``."""
 MOST = 128
 """Letters of a name, a group or a project."""
 MOST_OF_TAG = 64
@@ -34,6 +37,12 @@ def check_wandb(cfg: DictConfig) -> None:
     node = cfg.logger.get("wandb")
     if not isinstance(node, DictConfig):
         return
+    asked = os.environ.get("WANDB_MODE", "")
+    if cfg.logger.get("mode", "auto") == "auto" and asked and asked not in MODES_OF_THE_VARIABLE:
+        raise ConfigurationError(
+            f"the environment's WANDB_MODE must be one of {', '.join(WANDB_MODES[1:])}, got {asked!r}; set it anew, or "
+            "type logger.mode=offline"
+        )
     check_tags("logger.wandb.tags", node.get("tags"))
     project = node.get("project")
     if project is not None:

@@ -118,16 +118,17 @@ def _missing_files(published: PublishedSet, root: Path, error: Exception, downlo
     folder = root / published.torchvision_folder
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
     state = "which does not exist" if found is None else f"which holds {', '.join(found) or 'nothing'}"
+    cause = " ".join(str(error).split()) or type(error).__name__  # torchvision lists its mirrors on lines of their own
     if download:
         return (
             f"dataset {published.name}: its files could not be fetched into {folder} "
-            f"({error or type(error).__name__}); "
+            f"({cause}); "
             f"is there a network here? Else copy the folder {published.torchvision_folder} from a machine that has "
             "one, and type dataset.download=false."
         )
     return (
         f"dataset {published.name}: looked for torchvision's files in {folder}, {state}; they are missing, half copied "
-        f"or damaged ({error or type(error).__name__}). Type dataset.download=true to fetch them, "
+        f"or damaged ({cause}). Type dataset.download=true to fetch them, "
         f"dataset.root=<folder which holds {published.torchvision_folder}>, or dataset.source=parquet with "
         "dataset.root=<folder which directly holds train-*.parquet>."
     )
