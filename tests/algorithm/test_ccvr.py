@@ -93,7 +93,7 @@ def completed(make, **settings):
 
 
 def loss_of(federation, server):
-    view, dataset = federation.executor.views([0], server)[0], federation.dataset
+    view, dataset = next(federation.executor.views([0], server)), federation.dataset
     outputs, _ = view.run(server.params, dataset.normalized_test_inputs, server.buffers)
     return float(dataset.task.loss(outputs, dataset.test_targets))
 

@@ -87,11 +87,11 @@ def test_who_has_never_taken_part_has_the_initial_model(make):
     federation, start, server = after(make, algorithm, rounds=1)
     (absent, *_) = sorted(set(range(6)) - server.clients.keys())
     assert not torch.equal(server.params, start.params)
-    view = federation.executor.views([absent], server)[0]
+    view = next(federation.executor.views([absent], server))
     for model in (algorithm.personal(view).params, algorithm.prepare(view).state["v"]):
         assert torch.equal(model, start.params)
     assert torch.equal(algorithm.personal(view).buffers, start.buffers)
-    present = federation.executor.views(sorted(server.clients)[:1], server)[0]
+    present = next(federation.executor.views(sorted(server.clients)[:1], server))
     assert present.message == {}
     assert torch.equal(algorithm.personal(present).params, present.state["v"])
 

@@ -43,7 +43,7 @@ def test_who_has_never_taken_part_has_the_initial_head_on_the_current_body(make)
     start = first_state(federation)
     result = federation.executor([0], start)
     assert result.client_states.keys() == {0}
-    view = federation.executor.views([1], start)[0]
+    view = next(federation.executor.views([1], start))
     assert federation.algorithm.personal(view).params.tolist() == [1.0, 1.0]
 
 

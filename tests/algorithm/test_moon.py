@@ -69,7 +69,7 @@ def test_the_previous_model_is_what_this_client_sent_last(make):
     algorithm = make.algorithm(Moon, mu=1.0, temperature=0.5, batch_size=4)
     federation = make.federation(module=make.normed(), algorithm=algorithm, num_clients=3)
     server, executor = first_state(federation), federation.executor
-    first = algorithm.prepare(executor.views([0], server)[0]).state
+    first = algorithm.prepare(next(executor.views([0], server))).state
     assert first["previous"] is server.params  # at first the received model
     result = executor([0], server)
     kept = result.client_states[0]

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from fedgh import config
 from fedgh.callback.record_updates import RecordUpdates
 from fedgh.core.errors import ConfigurationError
+from fedgh.core.updates import RowMemory
 from fedgh.federation.loop import Schedule, train
 from fedgh.federation.round import initial_state, run_round
 from fedgh.recording.updates import read, read_gram, recording_of, write
@@ -91,8 +92,10 @@ def test_rounds_and_every_add_up(federation, start, tmp_path):
 @pytest.mark.parametrize("rows", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_size_is_known_in_advance(federation, start, tmp_path, caplog, monkeypatch, dtype, rows):
-    monkeypatch.setattr(federation.executor, "row_dtype", rows)
-    monkeypatch.setattr(federation.executor, "_rows", None)
+    executor = federation.executor
+    monkeypatch.setattr(executor, "row_dtype", rows)
+    memory = RowMemory(executor.model.params.numel(), rows, executor.model.device)
+    monkeypatch.setattr(executor, "_memory", memory)
     caplog.set_level(logging.INFO, "fedgh")
     paths = record(federation, start, tmp_path, 2, dtype=dtype)
     written = sum(path.stat().st_size for path in paths)
