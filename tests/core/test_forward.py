@@ -36,7 +36,7 @@ def as_anybody_would(model, params, statistics, inputs, training):
 def many(model, call, *stacked):
     """Return what ``call(forward, *client's)`` gives under vmap, with the model's own statistics for all."""
     buffers = model.stack_buffers(model.buffers, model.counters, 3)
-    model.share_generators([torch.Generator().manual_seed(k) for k in range(3)], None)
+    model.share_generators([torch.Generator().manual_seed(k) for k in range(3)])
     return vmap(lambda own, *mine: call(VectorizedForward(model, TASK, own), *mine))(buffers, *stacked)
 
 
