@@ -201,7 +201,10 @@ def test_data_that_were_moved_are_found_by_their_folder(made, root_config, tmp_p
         ("dataset=mnist", "a resumed run keeps its own config, but dataset=mnist was given too"),
         ("paths.output_dir=x", "paths.output_dir is where the resumed run is; leave it out"),
         ("paths.data_dri=x", r"the stored run has no paths.data_dri (did you mean data_dir?)"),
-        ("trainer.accelerators=cpu", "trainer.accelerators=cpu is not read here (did you mean accelerator?)"),
+        (
+            "trainer.accelerators=cpu",
+            "trainer.accelerators=cpu is not read here, leave it out (did you mean accelerator?)",
+        ),
         ("executor=nosuch", "nosuch"),
     ],
 )
