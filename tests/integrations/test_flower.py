@@ -271,7 +271,7 @@ def deployed(monkeypatch):
 
     def deploy(federation, client_ids=None):
         cfg = OmegaConf.create({"evaluation": {"batch_size": 7}})
-        monkeypatch.setattr(deployment, "kept", lambda overrides: (cfg, federation))
+        monkeypatch.setattr(deployment, "kept", lambda *_: (cfg, federation))
         grid = LocalGrid(range(len(federation.partition.client_indices)) if client_ids is None else client_ids)
         return replace(federation, executor=NodeExecutor(grid, federation, timeout=60)), grid
 

@@ -64,8 +64,9 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
 def disk_trouble(error: OSError) -> str:
     """Return what a file system has refused, and what to do."""
     where = f" ({error.filename})" if error.filename else ""
-    unwritable = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-    hint = "; is the log directory full or read-only? paths.log_dir=<folder>" if unwritable else ""
+    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+    unwritable = error.errno in refusals
+    hint = "; is the log directory full, read-only or below a file? paths.log_dir=<folder>" if unwritable else ""
     return f"{error.strerror}{where}{hint}"
 
 
