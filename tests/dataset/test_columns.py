@@ -111,7 +111,7 @@ def test_a_table_is_standardized_by_its_train_split(tmp_path):
         (text_set, {"text_column": "number"}, DataError, r"column 'number' holds double, expected texts"),
         (text_set, {"label_column": "who"}, DataError, r"column 'who' holds string, expected whole numbers"),
         (text_set, {"num_tokens": 1}, ConfigurationError, r"dataset.num_tokens must be at least 2"),
-        (text_set, {"test_split": "dev"}, DataError, r"no dev-\*.parquet in"),
+        (text_set, {"test_split": "dev"}, DataError, r"no dev-\*.parquet, dev.parquet or"),
         (table_set, {"columns": []}, ConfigurationError, r"dataset.columns must name the columns"),
         (table_set, {"columns": ["label"]}, ConfigurationError, r"without 'label'"),
         (table_set, {"task": "ranking"}, ConfigurationError, r"dataset.task must be classification or regression"),

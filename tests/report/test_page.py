@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedgh.cli import report as summarize
+from fedgh.core.command import resume_command
 from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.partition.base import Partition
 from fedgh.report.page import write_page
@@ -163,7 +164,7 @@ def test_a_page_of_ten_thousand_clients_is_no_longer_than_one_of_two_hundred(run
 def test_a_half_finished_run_says_so(run_dir, tmp_path):
     page = read(write_page(run_dir, tmp_path / "out"))
     assert "not finished: 2 of 3 rounds" in page.text
-    assert "fedgh-train resume=" in page.text
+    assert resume_command(run_dir) in page.text
 
 
 def test_a_run_that_was_not_watched_says_what_is_missing(run_dir, tmp_path):
