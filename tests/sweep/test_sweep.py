@@ -150,7 +150,7 @@ def test_a_log_directory_that_cannot_be_written_is_one_line(cli, tmp_path):
     (tmp_path / "file").touch()
     answer = cli(*SWEEP, f"paths.log_dir={tmp_path / 'file'}")
     assert answer.code == 2
-    expected = rf"error: Not a directory \({tmp_path}/file/.*\); is the log directory full, read-only or below a file\? paths.log_dir=<"
+    expected = rf"error: Not a directory \({tmp_path}/file/.*\); is the log directory .* below a file\? paths"
     assert re.search(expected, answer.err), answer.err
     assert "Traceback" not in answer.err
 
