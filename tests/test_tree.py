@@ -101,6 +101,8 @@ def test_every_key_is_in_the_signature_of_its_target(group, name):
         assert keys <= set(parameters), f"{path}: {keys - set(parameters)} of {node['_target_']}"
 
 
+STORED_WITHOUT = {"weights"}
+"""What the configs of runs do not say that are older than the setting."""
 PARTS = {"algorithm", "aggregator", "server_optimizer", "partition", "sampler"}
 
 
@@ -113,7 +115,8 @@ def test_every_part_is_complete_and_instantiates(root_config, group, name):
     assert type(part).__module__ == f"fedgh.{group}.{SECOND.get((group, name), name)}"
     parameters = inspect.signature(get_object(node["_target_"])).parameters
     assert {key for key in node if not key.startswith("_")} == set(parameters)
-    assert not [n for n, p in parameters.items() if p.default is not p.empty], "defaults belong into the yaml"
+    hidden = {name for name, p in parameters.items() if p.default is not p.empty}
+    assert hidden <= STORED_WITHOUT, "defaults belong into the yaml"
 
 
 @pytest.mark.parametrize(("group", "name"), mirrored(["model"]))

@@ -37,16 +37,17 @@ def play(algorithm, server, targets, client_ids, num_examples, run, steps, lr=0.
         lr: Local learning rate.
     """
     sent = algorithm.broadcast(server, client_ids)
+    received = server if sent.params is None else replace(server, params=sent.params)
     reports, rows = {}, []
     for k in client_ids:
-        client = client_of(server, k, lr, {**sent.everyone, **sent.own.get(k, {})})
+        client = client_of(received, k, lr, {**sent.everyone, **sent.own.get(k, {})})
         trained, reports[k] = local_steps(algorithm, client, run, targets[k], steps[k])
         rows.append(trained.update)
     names = reports[client_ids[0]].message
     messages = {name: [reports[k].message[name] for k in client_ids] for name in names}
     sizes = [num_examples[k] for k in client_ids]
     result = cohort_of(torch.stack(rows), client_ids, sizes, messages, [steps[k] for k in client_ids])
-    weights = algorithm.client_weights(result.num_examples / result.num_examples.sum(), result)
+    weights = algorithm.client_weights(algorithm.client_shares(result.num_examples), result)
     after = replace(server, params=server.params + weights @ result.updates.rows)
     clients = {**server.clients, **{k: report.state for k, report in reports.items()}}
     return replace(algorithm.conclude(server, after, result), clients=clients, round_index=server.round_index + 1)

@@ -11,8 +11,10 @@ from fedgh.algorithm.base import Algorithm
 from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import Phase
+from fedgh.federation.round import first_state, run_round
 from tests.algorithm.stand_in import StandIn
 
+OWNERS = torch.repeat_interleave(torch.arange(3), torch.tensor([10, 20, 30])).numpy()
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
@@ -36,6 +38,23 @@ def test_defaults_are_fedavg(make):
     client = SimpleNamespace(state={"c": torch.ones(2)})
     assert algorithm.report(client, None).state is client.state
     assert algorithm.phases(()) == (Phase(epochs=algorithm.local_epochs),)
+
+
+@pytest.mark.parametrize(("weights", "expected"), [("examples", [0.1, 0.3, 0.6]), ("uniform", [1 / 3] * 3)])
+def test_how_much_clients_count(make, weights, expected):
+    """In a round, too."""
+    sizes = torch.tensor([10, 30, 60], dtype=torch.float64)
+    algorithm = make.algorithm(weights=weights)
+    assert algorithm.client_shares(sizes).tolist() == pytest.approx(expected)
+    outcome = run_round(federation := make.federation(algorithm=algorithm, owners=OWNERS), first_state(federation))
+    counts = outcome.result.num_examples if weights == "examples" else torch.ones(len(outcome.weights)).double()
+    assert torch.equal(outcome.weights, counts / counts.sum())
+    assert len(set(outcome.result.num_examples.tolist())) > 1
+
+
+def test_unknown_weights_are_refused(make):
+    with pytest.raises(ConfigurationError, match=r"algorithm.weights must be examples .* or uniform, got 'all'"):
+        make.algorithm(weights="all")
 
 
 def test_optimizer_settings_name_the_class(make):

@@ -60,7 +60,6 @@ SILENT = {"local"}
 
 EXTRA_BYTES = {
     "ditto": lambda p, b: (4 * (p + b), 0),  # the initial model, to those who have none of their own
-    "fedacg": lambda p, b: (4 * p, 0),
     "fedcm": lambda p, b: (4 * p, 4),
     "feddisco": lambda p, b: (0, 8 * 3),
     "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedgh.algorithm.fedacg import FedACG
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation.clock import Clock
 from fedgh.federation.round import first_state, run_round
@@ -77,6 +78,20 @@ def test_fedasync_mixes_the_client_into_the_current_model(make):
         theta = received.params + federation.executor([k], received).updates.rows[0]
         torch.testing.assert_close(outcome.server.params, 0.4 * server.params + 0.6 * theta, atol=1e-6, rtol=1e-5)
         server = outcome.server
+
+
+def test_what_is_sent_instead_of_the_model_is_what_a_client_works_from(make):
+    """FedACG's look-ahead of the round in which the client set out, not of the one in which it is back."""
+    federation = federation_of(make, buffer_size=1, spread=2.0)
+    federation = replace(federation, algorithm=make.algorithm(FedACG, lam=0.5, beta=0.0))
+    server, sent, apart = first_state(federation), {}, 0
+    for t in range(8):
+        sent[t] = server.params + 0.5 * server.memory["m"]
+        for version, params in zip(server.clock["kept"].tolist(), server.clock["params"], strict=True):
+            assert torch.equal(params, sent[version])
+            apart += not torch.equal(params, server.params)
+        server = run_round(federation, server).server
+    assert apart > 8
 
 
 @pytest.mark.parametrize(

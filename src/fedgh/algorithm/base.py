@@ -56,6 +56,8 @@ class Algorithm:
         optimizer: Builds the local optimizer from the parameters. It is as good as new for each client and round.
         local_epochs: Passes over a client's data in a round, E.
         batch_size: Examples per local step, B.
+        weights: p_k, how much a client counts: ``examples`` (n_k / n) or ``uniform`` (the same for each). Runs stored
+            before the setting existed go on with its default.
 
     Attributes:
         requires: What a run must have for the method to mean anything, checked before it starts: ``head`` (a model
@@ -69,6 +71,7 @@ class Algorithm:
     optimizer: OptimizerFactory
     local_epochs: int
     batch_size: int
+    weights: str = "examples"
 
     def __post_init__(self) -> None:
         check_hooks(type(self), Algorithm, HOOKS)
@@ -76,6 +79,7 @@ class Algorithm:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"algorithm.{name} must be a positive integer, got {value!r}; try 5 or 64")
+        require(self.weights in ("examples", "uniform"), "weights", "examples (n_k / n) or uniform", self.weights)
         try:
             self.optimizer_settings()
         except (ValueError, TypeError) as error:
@@ -162,14 +166,14 @@ class Algorithm:
         return server
 
     def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:  # noqa: ARG002
-        """Return what the clients of the round are sent beside the model."""
+        """Return what the clients of the round are sent beside the model, or instead of it."""
         return Broadcast()
 
     def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:  # noqa: ARG002
         """Return how much each client counts in the aggregate, not negative; the sum need not be one.
 
         Args:
-            weights: ``n_k / n`` over the participants, ``(clients,)`` float64.
+            weights: p_k as shares of the participants, see :meth:`client_shares`, ``(clients,)`` float64.
             result: What the cohort reported, for instance ``local_steps`` or ``messages``.
         """
         return weights
@@ -193,7 +197,12 @@ class Algorithm:
         """
         return server
 
-    # ---- for the engine ----
+    # ---- for methods and the engine ----
+
+    def client_shares(self, num_examples: Tensor) -> Tensor:
+        """Return p_k, which sum to one, of clients with so many examples, ``(clients,)`` float64; see ``weights``."""
+        counts = torch.ones_like(num_examples) if self.weights == "uniform" else num_examples
+        return counts / counts.sum()
 
     def overrides(self, hook: str) -> bool:
         """Tell whether a method has its own version of a hook."""
@@ -211,10 +220,11 @@ class Algorithm:
         return {**optimizer.defaults, "name": type(optimizer).__name__}
 
 
+_FINAL = ("client_shares", "overrides", "optimizer_settings")
 HOOKS = tuple(
     name
     for name, member in vars(Algorithm).items()
-    if callable(member) and not name.startswith("_") and name not in ("overrides", "optimizer_settings")
+    if callable(member) and not name.startswith("_") and name not in _FINAL
 )
 """Names of what a method may override."""
 
@@ -243,22 +253,6 @@ def require(satisfied: bool, key: str, expected: str, found: object) -> None:
     """Raise ConfigurationError, in the config's own words, unless a setting is as expected."""
     if not satisfied:
         raise ConfigurationError(f"algorithm.{key} must be {expected}, got {found!r}")
-
-
-def shares_of(weights: str, num_examples: Tensor) -> Tensor:
-    """Return how much each client counts, summing to one: ``n_k / n`` (``examples``) or the same (``uniform``).
-
-    Args:
-        weights: ``examples`` or ``uniform``, see :func:`require_weights`.
-        num_examples: n_k, ``(clients,)`` float64.
-    """
-    counts = torch.ones_like(num_examples) if weights == "uniform" else num_examples
-    return counts / counts.sum()
-
-
-def require_weights(weights: str) -> None:
-    """Raise ConfigurationError unless :func:`shares_of` knows these weights."""
-    require(weights in ("examples", "uniform"), "weights", "examples (n_k / n) or uniform", weights)
 
 
 def plain_momentum(algorithm: Algorithm, name: str) -> float:

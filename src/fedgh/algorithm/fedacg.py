@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedgh.algorithm.base import Algorithm, Batch, require
 from fedgh.core.forward import Forward
-from fedgh.core.types import Broadcast, ClientState, CohortResult, ServerState, Start
+from fedgh.core.types import Broadcast, ClientState, CohortResult, ServerState
 from fedgh.core.updates import Block
-
-if TYPE_CHECKING:
-    from fedgh.client.view import ClientView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +31,8 @@ class FedACG(Algorithm):
         Kim, Kim, Han: "Communication-Efficient Federated Learning with Accelerated Client Gradient", CVPR 2024,
         algorithm 1, and the released code.
     Departures:
-        Averaged by n_k (the authors: uniformly). v travels beside w; in the release alone, which costs no more than
-        FedAvg. Its momentum runs over running statistics, too, where there are any; no gradient clipping at norm 10, no
-        decay of the rate within a round.
+        The authors average uniformly (``weights: uniform``). Their momentum runs over running statistics, too, where
+        there are any; no gradient clipping at norm 10, no decay of the rate within a round.
     """
 
     lam: float
@@ -53,13 +48,8 @@ class FedACG(Algorithm):
         return replace(server, memory={"m": torch.zeros_like(server.params)})
 
     def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:  # noqa: ARG002
-        """Send v."""
-        return Broadcast({"lookahead": server.params + self.lam * server.memory["m"]})
-
-    def prepare(self, client: ClientView) -> Start:
-        """Start at v, which the update is relative to."""
-        received = replace(client.received, params=client.message["lookahead"])
-        return Start(received.params, received.buffers, received=received)
+        """Send v instead of w: clients start there, and updates are relative to it."""
+        return Broadcast(params=server.params + self.lam * server.memory["m"])
 
     def local_loss(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState

@@ -38,9 +38,9 @@ class FedCM(Algorithm):
     Reference:
         Xu, Wang, Wang, Yao: "FedCM: Federated Learning with Client-level Momentum", arXiv 2106.10874, algorithm 1.
     Departures:
-        Averaged by n_k; the code read averages uniformly, takes plain SGD and clips the mix at norm 10. Where clients
-        take unequal numbers of steps d is divided by their mean; that code takes the first client's. A client sends the
-        length of its path, one number.
+        The code read averages uniformly (``weights: uniform``), takes plain SGD and clips the mix at norm 10. Where
+        clients take unequal numbers of steps d is divided by their mean; that code takes the first client's. A client
+        sends the length of its path, one number.
     """
 
     alpha: float
@@ -78,7 +78,7 @@ class FedCM(Algorithm):
 
     def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:
         """Remember d of this round."""
-        shares = result.num_examples / result.num_examples.sum()
+        shares = self.client_shares(result.num_examples)
         step = after.params - before.params if self.direction == "applied" else result.updates.combine(shares)
         length = float(shares @ result.messages["length"].to(shares))
         return replace(after, memory={"d": -step / length})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, Batch, require, require_weights, shares_of
+from fedgh.algorithm.base import Algorithm, Batch, require
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState, CohortResult, Report, ServerState, Start, Trained
 from fedgh.core.updates import Block
@@ -24,12 +24,12 @@ class FedDyn(Algorithm):
 
     That is ``loss - <lambda_k, theta> + alpha/2 ||theta - w||^2`` with ``lambda_k = -alpha H_k``. The server keeps
     ``h = sum_k p_k H_k`` over *all* clients, from the raw updates of the participants, and adds it to the model after
-    its own step: ``w <- w + aggregate + h``. No neutral setting: as alpha goes to 0 the pull vanishes and h does not.
+    its own step: ``w <- w + aggregate + h``. ``weights`` say p_k in h and in the average alike, and so whose optimum is
+    found: n_k / n is FedAvg's objective, ``uniform`` (1 / N) the authors'. No neutral setting: as alpha goes to 0 the
+    pull vanishes and h does not.
 
     Args:
         alpha: Strength of the regularizer, > 0; 0.01 in the authors' CIFAR-10 script, 0.1 in most reimplementations.
-        weights: p_k, in h and in the average alike: ``examples`` (n_k / n, the objective of FedAvg) or ``uniform``
-            (1 / N, the authors'). It decides whose optimum is found.
 
     Reference:
         Acar et al.: "Federated Learning Based on Dynamic Regularization", ICLR 2021, algorithm 1; H_k instead of
@@ -40,16 +40,14 @@ class FedDyn(Algorithm):
     """
 
     alpha: float
-    weights: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.alpha > 0, "alpha", "positive (0.01 in the authors' code; algorithm=fedavg for none)", self.alpha)
-        require_weights(self.weights)
 
     def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:  # noqa: ARG002
         """Begin with ``h = 0``, and remember p_k of everybody."""
-        memory = {"h": torch.zeros_like(server.params), "shares": shares_of(self.weights, num_examples)}
+        memory = {"h": torch.zeros_like(server.params), "shares": self.client_shares(num_examples)}
         return replace(server, memory=memory)
 
     def prepare(self, client: ClientView) -> Start:
@@ -70,10 +68,6 @@ class FedDyn(Algorithm):
     def report(self, client: ClientView, trained: Trained) -> Report:  # noqa: ARG002
         """Keep the new H_k: the sum of all updates that this client has sent, so the server needs no second message."""
         return Report({"h": trained.state["h"] + trained.update})
-
-    def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:  # noqa: ARG002
-        """Return p_k as shares of the participants."""
-        return shares_of(self.weights, result.num_examples)
 
     def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:
         """Move h by ``p_k`` times the raw updates (p_k of all clients, not of the participants), and the model by h."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, Batch, accumulation, plain_momentum, require_weights, shares_of
+from fedgh.algorithm.base import Algorithm, Batch, accumulation, plain_momentum
 from fedgh.core.forward import Forward
 from fedgh.core.types import Broadcast, ClientState, CohortResult, Report, ServerState, Start, Trained
 from fedgh.core.updates import Block, UpdateMatrix
@@ -26,11 +26,8 @@ class Scaffold(Algorithm):
     :func:`~fedgh.algorithm.base.accumulation`. The server keeps ``c = sum_k p_k c_k`` over *all* clients: a round adds
     ``p_k`` times the change of every participant's c_k, which is sent beside the update. Both begin at zero, so the
     first round is FedAvg's to the bit. The update may be harmonized; the changes of c_k never are. Weight decay becomes
-    a part of c_k, as the optimizer adds it.
-
-    Args:
-        weights: p_k, in c and in the average alike: ``examples`` (n_k / n, the objective of FedAvg) or ``uniform``
-            (1 / N, the paper). It decides whose optimum is found.
+    a part of c_k, as the optimizer adds it. ``weights`` say p_k in c and in the average alike, and so whose optimum is
+    found: n_k / n is FedAvg's objective, ``uniform`` (1 / N) the paper's.
 
     Reference:
         Karimireddy et al.: "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, algorithm 1.
@@ -39,16 +36,13 @@ class Scaffold(Algorithm):
         statistics have no control variate and are averaged.
     """
 
-    weights: str
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_weights(self.weights)
         plain_momentum(self, "scaffold")
 
     def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:  # noqa: ARG002
         """Begin with ``c = 0``, and remember p_k of everybody."""
-        memory = {"c": torch.zeros_like(server.params), "shares": shares_of(self.weights, num_examples)}
+        memory = {"c": torch.zeros_like(server.params), "shares": self.client_shares(num_examples)}
         return replace(server, memory=memory)
 
     def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:  # noqa: ARG002
@@ -74,10 +68,6 @@ class Scaffold(Algorithm):
         c = -trained.state["correction"] - (trained.params - client.received.params) / length
         own = client.state.get("c")
         return Report({"c": c}, {"change": c if own is None else c - own})
-
-    def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:  # noqa: ARG002
-        """Return p_k as shares of the participants."""
-        return shares_of(self.weights, result.num_examples)
 
     def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:
         """Move c by ``p_k`` times the changes; who was absent has not changed."""

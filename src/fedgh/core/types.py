@@ -104,15 +104,18 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """What clients are sent beside the model.
+    """What clients are sent beside the model, or instead of it.
 
     Attributes:
         everyone: The same for all of them; on a cluster it travels once a machine.
         own: Further tensors for a client, by its id.
+        params: Sent instead of the parameters of global model 0, ``(params,)``: ``client.received`` has them, and
+            updates are relative to them. None: the model's.
     """
 
     everyone: Message = field(default_factory=dict)
     own: Mapping[int, Message] = field(default_factory=dict)
+    params: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -155,8 +156,8 @@ class Executor(ABC):
 
         One by one: the states of all clients may be more than fits into memory.
         """
-        models = server.models
         sent = self.algorithm.broadcast(server, client_ids)
+        models = (server if sent.params is None else replace(server, params=sent.params)).models
         everyone = self._here(sent.everyone)
         for k in client_ids:
             message = {**everyone, **self._here(sent.own.get(k, {}))}

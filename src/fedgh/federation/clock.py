@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedgh.algorithm.base import Algorithm
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.seeding import numpy_generator
 from fedgh.core.types import CohortResult, GlobalModel, ServerState
@@ -100,7 +101,7 @@ class Clock:
         clock["now"] = torch.tensor(now, dtype=torch.float64)
         return replace(result, staleness=staleness), replace(server, clock=clock)
 
-    def dispatch(self, server: ServerState, num_clients: int, seed: int) -> ServerState:
+    def dispatch(self, algorithm: Algorithm, server: ServerState, num_clients: int, seed: int) -> ServerState:
         """Set other clients to work in the free places, from the current version."""
         if self.concurrency > num_clients:
             raise ConfigurationError(
@@ -114,7 +115,12 @@ class Clock:
         back = [now + self._duration(seed, t, k) for k in new]
         versions = torch.cat([clock["versions"], torch.full((len(new),), t)])
         used = [place for place, version in enumerate(clock["kept"].tolist()) if version in versions and version != t]
-        current = {"params": server.params, "buffers": server.buffers, "counters": server.counters}
+        sent = algorithm.broadcast(server, sorted(new)).params
+        current = {
+            "params": server.params if sent is None else sent,
+            "buffers": server.buffers,
+            "counters": server.counters,
+        }
         tables = {n: torch.cat([clock[n][used], c.detach().cpu()[None]]) for n, c in current.items()}
         after = {
             "now": torch.tensor(now, dtype=torch.float64),

@@ -151,7 +151,7 @@ def run_round(federation: Federation, server: ServerState) -> Round:
         log.warning("round %d: no client is left, the model stays as it is", t + 1)
     server = replace(server, round_index=t + 1)
     if clock is not None:
-        server = clock.dispatch(server, federation.num_clients, federation.seed)
+        server = clock.dispatch(federation.algorithm, server, federation.num_clients, federation.seed)
     seconds = {"train": trained - started, "aggregate": perf_counter() - trained}
     return Round(server, result, weights, gram, block_grams, aggregate, dropped, seconds)
 
@@ -196,8 +196,7 @@ def absorb_model(
     federation: Federation, model: GlobalModel, result: CohortResult, gram: Tensor, round_index: int
 ) -> tuple[GlobalModel, Tensor, Aggregate]:
     """Return a global model after one server step along the aggregate of these updates; and weights and aggregate."""
-    shares = result.num_examples / result.num_examples.sum()
-    weights = federation.algorithm.client_weights(shares, result)
+    weights = federation.algorithm.client_weights(federation.algorithm.client_shares(result.num_examples), result)
     if federation.clock is not None:
         weights = federation.clock.discounted(weights, result)
     if not bool((weights.isfinite() & (weights >= 0)).all()):
@@ -238,7 +237,7 @@ def first_state(federation: Federation) -> ServerState:
     blocks, seed = federation.model.blocks, federation.seed
     server = federation.algorithm.initialize(server, blocks, sizes_of(federation.partition.client_indices), seed)
     clock = federation.clock
-    return server if clock is None else clock.dispatch(server, federation.num_clients, seed)
+    return server if clock is None else clock.dispatch(federation.algorithm, server, federation.num_clients, seed)
 
 
 def to_device(server: ServerState, device: torch.device) -> ServerState:
