@@ -209,6 +209,11 @@ class Algorithm:
         return getattr(type(self), hook) is not getattr(Algorithm, hook)
 
     @property
+    def own_client_hooks(self) -> bool:
+        """Whether it handles what clients were sent and keep, and so might break a rule of the contract."""
+        return any(self.overrides(hook) for hook in ("prepare", "local_gradient", "after_step", "report"))
+
+    @property
     def talks(self) -> bool:
         """Whether more travels than models and updates, or the server remembers more."""
         server = any(self.overrides(hook) for hook in ("broadcast", "initialize", "group", "conclude", "complete"))

@@ -170,7 +170,8 @@ def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | N
     memory_limit = OmegaConf.select(cfg, "checkpoint.client_states_mib", default=64) << 20  # none in older runs
     clients = ClientStore.of(stamp.server.clients, checkpoints.client_folder(folder), memory_limit)
     checkpoints.remove_leftovers(folder, clients)
-    stamp = replace(stamp, server=replace(stamp.server, clients=clients))
+    if federation.algorithm.overrides("report"):  # of the others no client keeps anything
+        stamp = replace(stamp, server=replace(stamp.server, clients=clients))
     for callback in callbacks:
         if isinstance(callback, Preparing):
             callback.prepare(federation, schedule, stamp.server)

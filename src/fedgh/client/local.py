@@ -96,17 +96,22 @@ def begin_phase(optimizer: Optimizer, phase: Phase, lr: float, first: bool) -> N
         optimizer.state.clear()
 
 
-@torch.no_grad()
 def step(optimizer: Optimizer, columns: Tensor | None) -> None:
-    """Take an optimizer step, of some columns only: the others get neither step, momentum nor weight decay.
+    """Take an optimizer step, of all columns or of those of a mask ``(params,)`` alone."""
+    if columns is None:
+        optimizer.step()
+    else:
+        step_columns(optimizer, columns)
+
+
+@torch.no_grad()
+def step_columns(optimizer: Optimizer, columns: Tensor) -> None:
+    """Take an optimizer step of some columns: the others get neither step, momentum nor weight decay.
 
     Args:
         optimizer: Elementwise, with one parameter, ``(params,)`` or ``(clients, params)``, whose gradient is set.
-        columns: ``(params,)`` bool; None for all.
+        columns: ``(params,)`` bool.
     """
-    if columns is None:
-        optimizer.step()
-        return
     (parameter,) = optimizer.param_groups[0]["params"]
     before = parameter.clone()
     slots = {n: t.clone() for n, t in optimizer.state[parameter].items() if _like(t, parameter)}

@@ -121,10 +121,12 @@ class Executor(ABC):
         """
         clients = list(self.views(sorted(client_ids), server, versions))
         updates = UpdateMatrix(self.rows(len(clients)), self.model.blocks)
-        held = note_writes(_held(clients))
+        watched = self.algorithm.own_client_hooks
+        held = note_writes(_held(clients)) if watched else []
         results = self.in_order(clients, self.train(clients, updates.rows))
-        check_unwritten(self.algorithm, held)
-        check_reports(self.algorithm, clients, results)
+        if watched:
+            check_unwritten(self.algorithm, held)
+            check_reports(self.algorithm, clients, results)
         return gather(clients, results, updates, self.shared, not self.algorithm.own_buffers)
 
     def in_order(self, clients: Sequence[ClientView], results: Sequence[ClientResult]) -> list[ClientResult]:

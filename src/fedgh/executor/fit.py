@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, work: Iterable[Any]) ->
     """
     trainer.fit_loop.max_epochs = trainer.current_epoch + 1
     loader = _Loader(work)
-    with _device_kept(trainer):
+    on_gpu = isinstance(trainer.strategy.accelerator, CUDAAccelerator)
+    with _device_kept(trainer) if on_gpu else nullcontext():
         trainer.fit(module, train_dataloaders=loader)
     loader.work = loader.items = ()  # the Trainer keeps the loader until the next fit, and with it a round's memory
 
@@ -44,9 +45,6 @@ def _device_kept(trainer: Any) -> Iterator[None]:
     It would also ask for the old setting of TF32, which fails where somebody has used the new one.
     """
     accelerator = trainer.strategy.accelerator
-    if not isinstance(accelerator, CUDAAccelerator):
-        yield
-        return
     instead = [
         (accelerator, "setup", lambda trainer: None),  # noqa: ARG005
         (accelerator, "setup_device", torch.cuda.set_device),

@@ -62,8 +62,6 @@ def check_reports(algorithm: Algorithm, clients: Sequence[ClientView], results: 
     Raises:
         ConfigurationError: Naming two that do not.
     """
-    if not algorithm.overrides("report"):
-        return
     kept: dict[str, ClientState] = {}
     for client, result in zip(clients, results, strict=True):
         check_type(algorithm, "report", result.report, Report)

@@ -18,6 +18,12 @@ class NonFiniteError(TrainingError):
     """Something computed on the server is not finite; the message says what."""
 
 
+def is_finite(result: CohortResult, block_grams: Tensor) -> bool:
+    """Tell whether all that clients sent is finite; updates are where their products are."""
+    sent = (block_grams.diagonal(dim1=1, dim2=2), result.buffers, *result.messages.values())
+    return all(bool(tensor.isfinite().all()) for tensor in sent if tensor.numel())
+
+
 def set_aside_nonfinite(
     result: CohortResult, block_grams: Tensor, on_nonfinite: str, round_index: int
 ) -> tuple[CohortResult, Tensor, tuple[int, ...]]:

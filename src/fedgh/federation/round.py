@@ -22,7 +22,7 @@ from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
 from fedgh.executor.gather import sizes_of
 from fedgh.federation.clock import Clock
-from fedgh.federation.finite import NonFiniteError, require_finite, set_aside_nonfinite
+from fedgh.federation.finite import NonFiniteError, is_finite, require_finite, set_aside_nonfinite
 from fedgh.federation.parts import check_parts
 from fedgh.metric.collection import Metrics
 from fedgh.partition.base import Partition
@@ -132,14 +132,18 @@ def run_round(federation: Federation, server: ServerState) -> Round:
         result, server = clock.collect(federation.executor, server)
     trained = perf_counter()
     block_grams = result.updates.gram(by_block=True) if affordable(result.updates) else result.updates.gram()[None]
-    result, block_grams, dropped = set_aside_nonfinite(result, block_grams, federation.on_nonfinite, t)
+    dropped: tuple[int, ...] = ()
+    if not is_finite(result, block_grams):
+        result, block_grams, dropped = set_aside_nonfinite(result, block_grams, federation.on_nonfinite, t)
     gram, weights, aggregate = block_grams.sum(0), result.num_examples, None
     if result.client_ids:
         try:
             after, weights, aggregate = absorb(federation, server, result, gram)
             after = federation.algorithm.conclude(before, after, result)
             require_finite(after, before)
-            server = replace(after, clients=update_clients(after.clients, result.client_states, t + 1))
+            if result.client_states:
+                after = replace(after, clients=update_clients(after.clients, result.client_states, t + 1))
+            server = after
         except NonFiniteError as error:
             if federation.on_nonfinite == "raise":
                 raise TrainingError(
@@ -174,9 +178,16 @@ def absorb(
         NonFiniteError: If a weight or an aggregate is not finite.
     """
     groups = federation.algorithm.group(result)
-    if groups is None:
-        model, weights, aggregate = absorb_model(federation, server.models[0], result, gram, server.round_index)
-        return server.with_model(0, model), weights, aggregate
+    if groups is not None:
+        return absorb_groups(federation, server, result, gram, groups)
+    model, weights, aggregate = absorb_model(federation, server.models[0], result, gram, server.round_index)
+    return server.with_model(0, model), weights, aggregate
+
+
+def absorb_groups(
+    federation: Federation, server: ServerState, result: CohortResult, gram: Tensor, groups: Tensor
+) -> tuple[ServerState, Tensor, Aggregate]:
+    """Do the same for several global models, ``groups`` ``(clients,)`` saying which one each update is for."""
     weights = torch.zeros(len(groups), dtype=torch.float64)
     update, coefficients = torch.zeros_like(server.params), torch.zeros_like(weights)
     for index in sorted(set(groups.tolist())):

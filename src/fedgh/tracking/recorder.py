@@ -68,7 +68,7 @@ class Recorder:
         """
         row.metrics = _numbers(row)
         self.table.append({"round": row.round, **row.metrics})
-        pictures = self._draw(row)
+        pictures = self._draw(row) if self.loggers else {}
         for logger in self.loggers:
             try:
                 self._send(logger, row, pictures)
