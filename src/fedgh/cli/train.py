@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -103,16 +104,20 @@ def federate(cfg: DictConfig) -> float | None:
         return carry_out(cfg)
 
 
-def resume(cfg: DictConfig) -> float | None:
+def resume(cfg: DictConfig, words: Sequence[str] | None = None) -> float | None:
     """Go on with the run that ``resume`` names, by its directory or one of its checkpoints, with its own config.
 
     Only ``num_rounds`` may be given anew, and what says where to run (:data:`fedgh.config.WHERE`).
+
+    Args:
+        cfg: As composed.
+        words: What was typed; None: on the command line.
 
     Raises:
         CheckpointError: If there is no such run.
         ConfigurationError: If other settings are given beside ``resume``, or the run cannot go on.
     """
-    words = config.typed_words()
+    words = config.typed_words() if words is None else list(words)
     named, typed = Path(str(cfg.resume)), [config.key_of(word) for word in words]
     if not str(cfg.resume):
         raise ConfigurationError("resume= is empty; type resume=<run directory>, or leave it out to start a new run")

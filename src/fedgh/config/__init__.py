@@ -5,8 +5,9 @@ from fedgh.config.compose import CONFIG_DIR, compose, composer, resolve
 from fedgh.config.logger import build_loggers, in_wandb_sweep, new_wandb_id, wandb_mode
 from fedgh.config.stored import parse, reopen, save, to_text, to_values
 from fedgh.config.trust import check_parts, foreign
-from fedgh.config.validate import did_you_mean, validate
+from fedgh.config.validate import validate
 from fedgh.config.where import WHERE, apply_where, is_where, key_of, typed_words
+from fedgh.core.errors import did_you_mean
 
 __all__ = [
     "CONFIG_DIR",

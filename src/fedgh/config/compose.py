@@ -19,15 +19,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from fedgh.core import configs
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.machine import usable_cores
 from fedgh.storage.checkpoint import run_of
 from fedgh.storage.claim import found_of_run, has_files
 
 INFINITIES = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
-_PACKAGED = Path(__file__).parents[1] / "configs"
-CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "configs")
-"""The config tree: inside an installed package, else beside ``src`` in a checkout."""
+CONFIG_DIR = str(configs.CONFIG_DIR)
+"""The config tree, see :mod:`fedgh.core.configs`; as text, for Hydra."""
 
 
 def _run_dir(resume: object, log_dir: str, task: str) -> str:
@@ -37,6 +37,11 @@ def _run_dir(resume: object, log_dir: str, task: str) -> str:
         read_as_text = "${" not in os.path.abspath(run)  # Hydra takes what it is given for an interpolation
         if has_files(run / "checkpoints") and os.access(run, os.W_OK) and read_as_text:
             return str(run)
+    return new_run_dir(log_dir, task)
+
+
+def new_run_dir(log_dir: str, task: str) -> str:
+    """Return a directory for a run that begins now."""
     return str(Path(log_dir) / task / "runs" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
 
 

@@ -17,9 +17,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 
 from fedgh.config.compose import CONFIG_DIR, composer
-from fedgh.config.validate import FIXED, GROUPS, did_you_mean
+from fedgh.config.validate import FIXED, GROUPS
 from fedgh.core.command import quoted
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import ConfigurationError, did_you_mean
 
 NO_KEY = re.compile(r"Could not (?:override|append to config\. Could not resolve the key) '([^']+)'")
 NOTHING_CHOSEN = {"logger": ", type logger=csv for none", "callback": ", type callback=none for none"}

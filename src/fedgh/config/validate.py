@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fedgh.config.kinds import check_kind
 from fedgh.config.wandb import check_wandb
 from fedgh.core.device import FP32_PRECISIONS
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import ConfigurationError, did_you_mean
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -243,9 +242,3 @@ def _check_value(path: str, value: Any, annotation: Any) -> None:
         and not path.endswith("max_norm")
     ):
         raise ConfigurationError(f"{path} must be finite, got {value}")
-
-
-def did_you_mean(word: str, choices: list[str]) -> str:
-    """Return ``" (did you mean X?)"`` for the closest choice, or an empty string."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -12,9 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedgh.config.compose import resolve
-from fedgh.config.validate import did_you_mean
 from fedgh.core.command import quoted
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import ConfigurationError, did_you_mean
 
 PATHS = ("resume", "sweep.resume", "checkpoint", "recording", "run")
 """Keys that name what is there already, whatever it is called: their values are taken as they are typed."""

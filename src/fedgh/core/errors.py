@@ -4,6 +4,9 @@ Every message says what was found, what was expected and what to type instead. T
 without a traceback and exit with status 2.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class FedGHError(Exception):
     """Base of everything that a user's input can cause."""
@@ -39,3 +42,9 @@ class LostError(FedGHError):
 
 class TrainingError(FedGHError):
     """Training produced something that must stop the run, for instance a non-finite update."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return ``" (did you mean X?)"`` for the closest choice, or an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
