@@ -11,7 +11,7 @@ from fedgh.algorithm.fedprox import FedProx
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator, torch_generator, torch_seed
 from fedgh.dataset.augmentation import Augmentation
-from fedgh.dataset.stream import client_batches
+from fedgh.dataset.stream import batch_sizes, client_batches
 from fedgh.federation.round import initial_state, run_round
 from fedgh.model.cnn2 import CNN2
 
@@ -39,7 +39,7 @@ def train_alone(module, federation, client, round_index, mu):
         federation.dataset,
         torch.from_numpy(federation.partition.client_indices[client]),
         4,
-        2,
+        2 * len(batch_sizes(len(federation.partition.client_indices[client]), 4)),
         numpy_generator(SEED, "shuffle", round_index, client),
         torch_generator(SEED, "augment", round_index, client),
     )

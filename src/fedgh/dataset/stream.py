@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fedgh.core.device import sent
-from fedgh.core.errors import ConfigurationError
 from fedgh.dataset.base import Augment, Dataset, Drawing
 
 CHUNK_IMAGES = 4096
@@ -22,32 +21,27 @@ def client_batches(
     dataset: Dataset,
     indices: Tensor,
     batch_size: int,
-    local_epochs: int,
+    num_steps: int,
     shuffle_generator: np.random.Generator,
     augment_generator: torch.Generator | None,
-    max_steps: int | None = None,
     chunk_images: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of ``local_epochs`` passes over one client's examples; see :func:`client_rows`.
+    """Yield so many batches of one client's examples; see :func:`client_rows`.
 
     Args:
         dataset: Whose train split the client holds a part of.
         indices: int64 (n_k,), the client's rows of the train split.
         batch_size: Examples a step, at least 1.
-        local_epochs: Passes, 0 or more.
+        num_steps: Number of batches, in as many passes as they take.
         shuffle_generator: Draws one permutation a pass.
         augment_generator: On the CPU; ``None`` will do when the data set has no augmentation.
-        max_steps: Stop after this many batches; ``None`` for all of them.
         chunk_images: Images prepared at once, in whole batches; ``None`` is ``CHUNK_IMAGES``.
 
     Yields:
         Normalised inputs (B, ...), of images float32 (B, C, H, W), and targets (B,) or (B, parts). Both are views of a
         chunk: do not write to them.
-
-    Raises:
-        ConfigurationError: If ``batch_size``, ``local_epochs`` or ``max_steps`` is out of range.
     """
-    batches = client_rows(indices, batch_size, local_epochs, shuffle_generator, max_steps)
+    batches = client_rows(indices, batch_size, num_steps, shuffle_generator)
     for chunk in _chunks(batches, chunk_images or CHUNK_IMAGES):
         rows, sizes = sent(torch.cat(chunk), dataset.train_inputs.device), [len(batch) for batch in chunk]
         inputs, targets = dataset.train_inputs.index_select(0, rows), dataset.train_targets.index_select(0, rows)
@@ -111,11 +105,7 @@ def _augmented(
 
 
 def client_rows(
-    indices: Tensor,
-    batch_size: int,
-    local_epochs: int,
-    shuffle_generator: np.random.Generator,
-    max_steps: int | None = None,
+    indices: Tensor, batch_size: int, num_steps: int, shuffle_generator: np.random.Generator
 ) -> Iterator[Tensor]:
     """Yield which rows of the train split make up each batch, int64 (B,).
 
@@ -126,40 +116,13 @@ def client_rows(
     Args:
         indices: int64 (n_k,), the client's rows of the train split.
         batch_size: Examples a step, at least 1.
-        local_epochs: Passes, 0 or more.
+        num_steps: Number of batches.
         shuffle_generator: Draws one permutation a pass.
-        max_steps: Stop after this many batches; ``None`` for all of them.
-
-    Raises:
-        ConfigurationError: If ``batch_size``, ``local_epochs`` or ``max_steps`` is out of range.
     """
-    steps_left = num_local_steps(len(indices), batch_size, local_epochs, max_steps)
     sizes = batch_sizes(len(indices), batch_size)
-    while steps_left > 0:
+    for first in range(0, num_steps, len(sizes) or 1):
         order = torch.from_numpy(shuffle_generator.permutation(len(indices))).to(indices.device)
-        yield from indices.index_select(0, order).split_with_sizes(sizes)[:steps_left]
-        steps_left -= len(sizes)
-
-
-def num_local_steps(num_examples: int, batch_size: int, local_epochs: int, max_steps: int | None) -> int:
-    """Return how many batches :func:`client_batches` yields.
-
-    Args:
-        num_examples: Examples of the client (n_k); 0 gives 0 steps.
-        batch_size: Examples a step, at least 1.
-        local_epochs: Passes over them, 0 or more.
-        max_steps: Upper bound on the result; ``None`` for none.
-
-    Raises:
-        ConfigurationError: If a number is out of range.
-    """
-    for name, value, least in (("batch_size", batch_size, 1), ("local_epochs", local_epochs, 0)):
-        if value < least:
-            raise ConfigurationError(f"{name} must be at least {least}, got {value}.")
-    if max_steps is not None and max_steps < 0:
-        raise ConfigurationError(f"max_steps must be null (no bound) or at least 0, got {max_steps}.")
-    steps = local_epochs * len(batch_sizes(num_examples, batch_size))
-    return steps if max_steps is None else min(steps, max_steps)
+        yield from indices.index_select(0, order).split_with_sizes(sizes)[: num_steps - first]
 
 
 def batch_sizes(num_examples: int, batch_size: int) -> list[int]:

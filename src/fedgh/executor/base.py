@@ -23,7 +23,7 @@ from fedgh.core.seeding import numpy_generator, torch_generator, torch_seed
 from fedgh.core.types import ClientResult, ClientState, CohortResult, GlobalModel, Message, Phase, ServerState
 from fedgh.core.updates import RowMemory, UpdateMatrix
 from fedgh.dataset.base import Dataset
-from fedgh.dataset.stream import client_batches, client_rows, num_local_steps
+from fedgh.dataset.stream import batch_sizes, client_batches, client_rows
 from fedgh.executor.fit import fit
 from fedgh.executor.gather import check_reports, gather
 
@@ -37,12 +37,10 @@ class LocalPlan(NamedTuple):
     Attributes:
         phases: The parts of its training, with their numbers of steps.
         num_steps: Steps in all.
-        epochs: Passes over its data that they take, the last one perhaps in part.
     """
 
     phases: tuple[tuple[Phase, int], ...]
     num_steps: int
-    epochs: int
 
 
 class Executor(ABC):
@@ -196,23 +194,22 @@ class Executor(ABC):
 
     def batches(self, client_id: int, round_index: int, chunk_size: int | None = None) -> Iterator[Batch]:
         """Yield a client's local batches in a round; its own address, so the same whoever asks and when."""
-        augmented, plan = self.dataset.augmentation is not None, self.plan(client_id)
+        augmented = self.dataset.augmentation is not None
         return client_batches(
             self.dataset,
             self.client_indices[client_id],
             self.algorithm.batch_size,
-            plan.epochs,
+            self.num_steps(client_id),
             numpy_generator(self.seed, "shuffle", round_index, client_id),
             torch_generator(self.seed, "augment", round_index, client_id) if augmented else None,
-            plan.num_steps,
             chunk_size,
         )
 
     def batch_rows(self, client_id: int, round_index: int) -> Iterator[Tensor]:
         """Yield which rows of the training split make up each of :meth:`batches`, ``(B,)`` int64."""
         generator = numpy_generator(self.seed, "shuffle", round_index, client_id)
-        batch_size, plan = self.algorithm.batch_size, self.plan(client_id)
-        return client_rows(self.client_indices[client_id], batch_size, plan.epochs, generator, plan.num_steps)
+        batch_size, num_steps = self.algorithm.batch_size, self.num_steps(client_id)
+        return client_rows(self.client_indices[client_id], batch_size, num_steps, generator)
 
     def client_seed(self, client: ClientView) -> int:
         """Return the seed of what a client draws while it trains."""
@@ -221,10 +218,9 @@ class Executor(ABC):
     def plan(self, client_id: int) -> LocalPlan:
         """Return how a client trains, in every round."""
         if client_id not in self._plans:
-            epoch = num_local_steps(self.num_examples(client_id), self.algorithm.batch_size, 1, None)
+            epoch = len(batch_sizes(self.num_examples(client_id), self.algorithm.batch_size))
             phases = tuple((phase, phase.length(epoch)) for phase in self.phases)
-            num_steps = sum(steps for _, steps in phases)
-            self._plans[client_id] = LocalPlan(phases, num_steps, -(-num_steps // epoch))
+            self._plans[client_id] = LocalPlan(phases, sum(steps for _, steps in phases))
         return self._plans[client_id]
 
     # ---- what a ClientView asks; see fedgh.client.view.ClientData ----
