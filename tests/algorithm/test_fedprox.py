@@ -85,5 +85,7 @@ def test_a_strong_pull_keeps_clients_near(make):
 
 @pytest.mark.parametrize("mu", [-0.1, float("nan")])
 def test_mu_must_not_be_negative(make, mu):
-    with pytest.raises(ConfigurationError, match=f"algorithm.mu must be 0 or more, got {mu}; try 0.1"):
+    with pytest.raises(
+        ConfigurationError, match=f"algorithm.mu must be 0 or more; 0.1 in the paper, 0 is FedAvg, got {mu}"
+    ):
         make.algorithm(FedProx, mu=mu)

@@ -530,7 +530,7 @@ BAD = {
         r"dataset.root=/nonexistent is not a folder; looked there for train-\*.parquet",
     ),
     "no epochs": (["algorithm.local_epochs=0"], r"algorithm.local_epochs must be a positive integer, got 0"),
-    "negative mu": (["algorithm=fedprox", "algorithm.mu=-0.5"], r"algorithm.mu must be 0 or more, got -0.5"),
+    "negative mu": (["algorithm=fedprox", "algorithm.mu=-0.5"], r"algorithm.mu must be 0 or more; .*, got -0.5"),
     "mu a word": (["algorithm=fedprox", "algorithm.mu=much"], r"algorithm.mu must be a number, got 'much'"),
     "fednova with Adam": (
         ["algorithm=fednova", "algorithm.optimizer._target_=torch.optim.Adam", "~algorithm.optimizer.momentum"],

@@ -10,11 +10,11 @@ leaves out what nobody overrides. How updates are combined (``aggregator``) and 
 (``server_optimizer``) are separate choices: they see the update rows as ``report`` leaves them.
 """
 
+# ruff: noqa: ARG002 - hooks are given what their overrides read
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedgh.algorithm.contract import check_hooks
+from fedgh.algorithm.momentum import accumulation as accumulation
+from fedgh.algorithm.momentum import plain_momentum as plain_momentum
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.forward import Forward
 from fedgh.core.types import (
@@ -37,6 +39,7 @@ from fedgh.core.types import (
     Trained,
 )
 from fedgh.core.updates import Block
+from fedgh.core.updates import columns_of as columns_of
 
 if TYPE_CHECKING:
     from fedgh.client.view import ClientView
@@ -88,12 +91,7 @@ class Algorithm:
     # ---- a local step: pure, so that the same text runs one client or many stacked ones ----
 
     def local_loss(
-        self,
-        batch: Batch,
-        forward: Forward,
-        params: Tensor,
-        global_params: Tensor,  # noqa: ARG002
-        state: ClientState,  # noqa: ARG002
+        self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
     ) -> Tensor:
         """Return the loss of one batch, a scalar; by default the task's.
 
@@ -120,7 +118,7 @@ class Algorithm:
         gradient, loss = forward.gradients(lambda p: self.local_loss(batch, forward, p, global_params, state), params)
         return gradient, loss, state
 
-    def after_step(self, before: Tensor, params: Tensor, state: ClientState) -> Tensor:  # noqa: ARG002
+    def after_step(self, before: Tensor, params: Tensor, state: ClientState) -> Tensor:
         """Return the parameters after an optimizer step ``before -> params``: projections, masks, proximal steps.
 
         A masked *gradient* does not freeze a parameter, which momentum and weight decay still move; this does.
@@ -129,7 +127,7 @@ class Algorithm:
 
     # ---- a client, once a round ----
 
-    def phases(self, blocks: Sequence[Block]) -> tuple[Phase, ...]:  # noqa: ARG002
+    def phases(self, blocks: Sequence[Block]) -> tuple[Phase, ...]:
         """Return the parts of local training, in order; by default one of all parameters."""
         return (Phase(epochs=self.local_epochs),)
 
@@ -137,24 +135,24 @@ class Algorithm:
         """Return where a client starts, before its first step; by default at the model it was sent."""
         return Start(client.received.params, client.received.buffers, client.state)
 
-    def report(self, client: ClientView, trained: Trained) -> Report:  # noqa: ARG002
+    def report(self, client: ClientView, trained: Trained) -> Report:
         """Return what a client keeps and sends beside its update, after its last step; by default nothing new."""
         return Report(client.state)
 
-    def personal(self, client: ClientView) -> GlobalModel | Predictor | None:  # noqa: ARG002
+    def personal(self, client: ClientView) -> GlobalModel | Predictor | None:
         """Return the model that a client would use now, or a predictor; None if that is the global one.
 
         A client that has never taken part has an empty state, and uses its initial personal part.
         """
         return None
 
-    def shared(self, blocks: Sequence[Block]) -> Tensor | None:  # noqa: ARG002
+    def shared(self, blocks: Sequence[Block]) -> Tensor | None:
         """Return which parameters travel, ``(params,)`` bool; None for all. The others are zero in every update."""
         return None
 
     # ---- the server ----
 
-    def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:  # noqa: ARG002
+    def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:
         """Return the state before round 0: memory, further global models.
 
         Args:
@@ -165,11 +163,11 @@ class Algorithm:
         """
         return server
 
-    def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:  # noqa: ARG002
+    def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:
         """Return what the clients of the round are sent beside the model, or instead of it."""
         return Broadcast()
 
-    def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:  # noqa: ARG002
+    def client_weights(self, weights: Tensor, result: CohortResult) -> Tensor:
         """Return how much each client counts in the aggregate, not negative; the sum need not be one.
 
         Args:
@@ -178,15 +176,15 @@ class Algorithm:
         """
         return weights
 
-    def group(self, result: CohortResult) -> Tensor | None:  # noqa: ARG002
+    def group(self, result: CohortResult) -> Tensor | None:
         """Return which global model each update is for, ``(clients,)`` int64; None: there is one."""
         return None
 
-    def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:  # noqa: ARG002
+    def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:
         """Return the state after a round, ``after`` being what aggregate and server optimizer made of ``before``."""
         return after
 
-    def complete(self, server: ServerState, blocks: Sequence[Block], ask: Ask, seed: int) -> ServerState:  # noqa: ARG002
+    def complete(self, server: ServerState, blocks: Sequence[Block], ask: Ask, seed: int) -> ServerState:
         """Return the state after the last round, for methods with a phase after training (CCVR).
 
         Args:
@@ -213,12 +211,6 @@ class Algorithm:
         """Whether it handles what clients were sent and keep, and so might break a rule of the contract."""
         return any(self.overrides(hook) for hook in ("prepare", "local_gradient", "after_step", "report"))
 
-    @property
-    def talks(self) -> bool:
-        """Whether more travels than models and updates, or the server remembers more."""
-        server = any(self.overrides(hook) for hook in ("broadcast", "initialize", "group", "conclude", "complete"))
-        return server or (self.overrides("report") and self.overrides("client_weights"))
-
     def optimizer_settings(self) -> dict[str, Any]:
         """Return the local optimizer's settings (``lr``, ``momentum``, ...), with its class name under ``name``."""
         optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
@@ -237,63 +229,7 @@ Ask = Callable[[Callable[["ClientView"], Message]], Iterator[tuple[int, Message]
 """``ask(question)`` yields (client id, answer), ascending, so that no two answers need memory at a time."""
 
 
-def columns_of(blocks: Sequence[Block], names: Iterable[str]) -> Tensor:
-    """Return which columns belong to parameters of these names (shell patterns such as ``head.*``), ``(params,)`` bool.
-
-    Raises:
-        ConfigurationError: If a pattern matches no parameter.
-    """
-    mask = torch.zeros(blocks[-1].stop, dtype=torch.bool)
-    for pattern in names:
-        matching = [block for block in blocks if fnmatchcase(block.name, pattern)]
-        if not matching:
-            known = ", ".join(block.name for block in blocks)
-            raise ConfigurationError(f"no parameter of this model is named {pattern!r}; it has: {known}")
-        for block in matching:
-            mask[block.start : block.stop] = True
-    return mask
-
-
 def require(satisfied: bool, key: str, expected: str, found: object) -> None:
     """Raise ConfigurationError, in the config's own words, unless a setting is as expected."""
     if not satisfied:
         raise ConfigurationError(f"algorithm.{key} must be {expected}, got {found!r}")
-
-
-def plain_momentum(algorithm: Algorithm, name: str) -> float:
-    """Return the momentum of a local optimizer whose :func:`accumulation` is known.
-
-    Raises:
-        ConfigurationError: If it is not SGD with plain momentum.
-    """
-    settings = algorithm.optimizer_settings()
-    if settings["name"] != "SGD" or settings["nesterov"] or settings["dampening"]:
-        raise ConfigurationError(
-            f"algorithm={name} knows the normalization of SGD with plain momentum only, got {settings['name']}; "
-            "set algorithm.optimizer._target_=torch.optim.SGD without nesterov or dampening"
-        )
-    momentum: float = settings["momentum"]
-    if not 0 <= momentum < 1:
-        raise ConfigurationError(
-            f"algorithm={name} needs algorithm.optimizer.momentum of at least 0 and below 1, got {momentum}: at 1 the "
-            "normalization is infinite; try 0.9"
-        )
-    return momentum
-
-
-def accumulation(local_steps: int | Tensor, momentum: float) -> Any:
-    """Return by how much a constant gradient is multiplied, beside the rate, in the update of momentum SGD.
-
-    The gradient of step s enters ``(1 - rho^(tau - s)) / (1 - rho)`` times, s = 0 .. tau - 1; their sum is
-    ``(tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho)``, and tau itself without momentum.
-
-    Args:
-        local_steps: tau, a number or ``(clients,)``.
-        momentum: rho, in [0, 1).
-
-    Reference:
-        Wang et al., NeurIPS 2020 (FedNova): a_k, the l1 norm of the accumulation weights.
-    """
-    tau = local_steps.to(torch.float64) if isinstance(local_steps, Tensor) else float(local_steps)
-    rho = momentum
-    return (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)

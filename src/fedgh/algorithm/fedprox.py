@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, Batch
-from fedgh.core.errors import ConfigurationError
+from fedgh.algorithm.base import Algorithm, Batch, require
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState
 
@@ -30,10 +29,7 @@ class FedProx(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.mu >= 0:
-            raise ConfigurationError(
-                f"algorithm.mu must be 0 or more, got {self.mu}; try 0.1 (the paper) or 0 (FedAvg)"
-            )
+        require(self.mu >= 0, "mu", "0 or more; 0.1 in the paper, 0 is FedAvg", self.mu)
 
     def local_loss(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState

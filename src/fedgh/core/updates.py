@@ -7,13 +7,16 @@ vector of coefficients ``c``, and the aggregate is ``c @ U``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fedgh.core.errors import ConfigurationError
 
 # Squared norms outside this range have lost, or are about to lose, digits in float32 products.
 _SAFE_SQUARED_NORM = (1e-24, 1e30)
@@ -38,6 +41,23 @@ class Block:
     stop: int
     shape: torch.Size
     layer: str = field(default="", compare=False)
+
+
+def columns_of(blocks: Sequence[Block], names: Iterable[str]) -> Tensor:
+    """Return which columns belong to parameters of these names (shell patterns such as ``head.*``), ``(params,)`` bool.
+
+    Raises:
+        ConfigurationError: If a pattern matches no parameter.
+    """
+    mask = torch.zeros(blocks[-1].stop, dtype=torch.bool)
+    for pattern in names:
+        matching = [block for block in blocks if fnmatchcase(block.name, pattern)]
+        if not matching:
+            known = ", ".join(block.name for block in blocks)
+            raise ConfigurationError(f"no parameter of this model is named {pattern!r}; it has: {known}")
+        for block in matching:
+            mask[block.start : block.stop] = True
+    return mask
 
 
 class UpdateMatrix:

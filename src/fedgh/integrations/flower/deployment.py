@@ -16,6 +16,7 @@ from fedgh import config
 from fedgh.core.errors import ConfigurationError, FedGHError
 
 if TYPE_CHECKING:
+    from fedgh.algorithm.base import Algorithm
     from fedgh.federation.round import Federation
 
 
@@ -63,12 +64,18 @@ def build(cfg: DictConfig) -> Federation:
     alone.executor = config.compose(["executor=sequential"]).executor
     alone.executor.row_dtype = cfg.executor.row_dtype
     federation = config.build_federation(alone)
-    if federation.algorithm.talks:
+    if _talks(federation.algorithm):
         raise ConfigurationError(
             f"{type(federation.algorithm).__name__} sends more than models and updates, which is not carried over "
             "Flower yet; simulate it: fedgh-train with the same settings"
         )
     return federation
+
+
+def _talks(algorithm: Algorithm) -> bool:
+    """Tell whether more travels than models and updates, or the server remembers more."""
+    server = any(algorithm.overrides(hook) for hook in ("broadcast", "initialize", "group", "conclude", "complete"))
+    return server or (algorithm.overrides("report") and algorithm.overrides("client_weights"))
 
 
 @cache
