@@ -70,6 +70,11 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return ordered[max(0, below - 1)], ordered[min(count - 1, count - below)]
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--other", type=Path, help="the checkout to compare with")
@@ -82,10 +87,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.play:
         checkout, workload, executor, rounds = options.play
-        print(json.dumps(play(Path(checkout), workload, executor, int(rounds))))
+        say(json.dumps(play(Path(checkout), workload, executor, int(rounds))))
         return
     here, other = options.here.resolve(), options.other.resolve()
-    print("processor time here / there, median over pairs (95 % interval)")
+    say("processor time here / there, median over pairs (95 % interval)")
     for workload in options.workloads:
         for executor in options.executors:
             pairs = []
@@ -99,7 +104,7 @@ def main() -> None:
                 low, high = interval(ratios)
                 mine = median(mine[part] for mine, _ in pairs)
                 cells.append(f"{part} {1e3 * mine:.1f} ms {median(ratios):.3f} ({low:.3f} to {high:.3f})")
-            print(f"{workload} {executor:<10}  {'  '.join(cells)}", flush=True)
+            say(f"{workload} {executor:<10}  {'  '.join(cells)}")
 
 
 if __name__ == "__main__":
