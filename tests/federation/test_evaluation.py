@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedgh.federation.evaluation import Cells, Evaluation, cells_of, evaluate
+from fedgh.dataset.base import hold_out
+from fedgh.federation.evaluation import Cells, Evaluation, Validation, cells_of, evaluate
+from fedgh.federation.loop import Schedule, evaluated
 from fedgh.federation.round import initial_state
 
 
@@ -87,3 +89,19 @@ def test_public_names(make):
             "client/test/acc_worst": 0.25,
         }
     )
+
+
+def test_what_is_held_out_is_evaluated_as_the_test_split_is(make):
+    """The held-out part as the test split of another federation gives the same numbers, under ``val``."""
+    federation = make.federation()
+    whole = federation.dataset
+    rest, held = hold_out(whole, 0.5, seed=1)
+    owners = torch.arange(len(rest.train_inputs)).numpy() % 3
+    plain = make.federation(dataset=rest, owners=owners)
+    both = replace(plain, validation=Validation(held, plain.partition))
+    swapped = make.federation(dataset=held, owners=owners)
+    server, schedule = initial_state(plain.model), Schedule(1, 1, 7, 1)
+    numbers, test, val = (evaluated(f, server, schedule) for f in (both, plain, swapped))
+    assert numbers == test | {name.replace("/test/", "/val/"): value for name, value in val.items()}
+    assert numbers["global/val/loss"] != numbers["global/test/loss"]
+    assert "client/val/acc_worst10" in numbers

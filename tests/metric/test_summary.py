@@ -68,3 +68,13 @@ def test_a_run_is_summed_up_by_its_tasks_main_score():
     assert numbers == pytest.approx({"final/r2": 0.3, "last10/r2_best": 0.3, "last10/r2_mean": 0.2})
     assert final_score(numbers) == pytest.approx(0.3)
     assert final_score({"final/conflict_ratio": 0.5, "final/personal_acc": 0.7}) is None
+
+
+def test_a_run_with_a_held_out_part_is_judged_by_it():
+    rows = [{"round": t, "global/test/acc": 0.5, "global/val/acc": t / 20} for t in range(1, 13)]
+    numbers = closing_numbers(rows)
+    assert numbers["final/acc"] == 0.5
+    assert numbers["final/val_acc"] == pytest.approx(0.6)
+    assert numbers["last10/val_acc_mean"] == pytest.approx(7.5 / 20)  # rounds 3 to 12
+    assert final_score(numbers) == numbers["final/val_acc"]
+    assert final_score({"final/acc": 0.5, "final/personal_acc": 0.7}) == 0.5

@@ -231,10 +231,11 @@ def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
     config.save(cfg, run_dir / "config.yaml")
     (run_dir / "provenance.json").write_text(json.dumps(provenance(federation.model.device), indent=2) + "\n")
     federation.partition.save(run_dir / "partition.npz")
-    dataset = federation.dataset
+    dataset, held = federation.dataset, federation.validation
+    held_out = "" if held is None else f", {len(held.dataset.test_inputs):,} held-out"
     sys.stdout.write(
-        f"{dataset.name}: {len(dataset.train_inputs):,} training and {len(dataset.test_inputs):,} test {dataset.noun}, "
-        f"{dataset.num_classes} classes; {type(federation.model.module).__name__} with "
+        f"{dataset.name}: {len(dataset.train_inputs):,} training{held_out} and {len(dataset.test_inputs):,} test "
+        f"{dataset.noun}, {dataset.num_classes} classes; {type(federation.model.module).__name__} with "
         f"{federation.model.params.numel():,} parameters on {federation.model.device}\n{federation.partition.card()}\n"
         f"if it is stopped     {resume_command(run_dir, *trust_words(cfg))}\n"
     )
@@ -297,6 +298,8 @@ def print_results(cfg: DictConfig, finished: int, summary: dict[str, float]) -> 
         lines += [
             f"r2              {summary['final/r2']:.3f} final, {summary['last10/r2_best']:.3f} best of the last 10"
         ]
+    if "final/val_acc" in summary:
+        lines += [f"validation      {summary['final/val_acc']:.2%} final, on held-out training data"]
     if "completed/acc" in summary:
         lines += [f"completed       {summary['completed/acc']:.2%} after the algorithm's phase after training"]
     if "final/personal_acc" in summary:

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from fedgh.config.validate import MEMORY_FORMATS
@@ -31,6 +31,7 @@ from fedgh.core.seeding import numpy_generator, torch_seed
 if TYPE_CHECKING:
     from fedgh.algorithm.base import Algorithm
     from fedgh.dataset.base import Dataset
+    from fedgh.federation.evaluation import Validation
     from fedgh.federation.loop import Schedule
     from fedgh.federation.round import Federation
     from fedgh.metric.collection import Metrics
@@ -113,9 +114,11 @@ def build_federation(cfg: DictConfig) -> Federation:
     )
     trainer = build(cfg.trainer)
     device = trainer.strategy.root_device
-    dataset = build(cfg.dataset)
+    dataset, validation = build_dataset(cfg, partitioner)
     partition = draw_partition(partitioner, dataset, cfg.seed)
     dataset = dataset.to(device)
+    if validation is not None:
+        validation = replace(validation, dataset=dataset.with_test_of(validation.dataset))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(cfg.seed, "init"))
         with refusing(cfg.model):
@@ -149,8 +152,27 @@ def build_federation(cfg: DictConfig) -> Federation:
         on_nonfinite=cfg.on_nonfinite,
         buffers=cfg.buffers,
         metrics=build_metrics(cfg.get("metric"), dataset, outputs),  # runs stored before the group existed have none
+        validation=validation,
         clock=build(cfg.clock) if cfg.get("clock") else None,  # none in runs stored before there was one
     )
+
+
+def build_dataset(cfg: DictConfig, partitioner: Callable[..., Partition]) -> tuple[Dataset, Validation | None]:
+    """Return the data set and, if ``dataset.validation_fraction`` asks for one, the part held out of its train split.
+
+    Natural clients own the held-out examples that are theirs, as they own test examples.
+    """
+    from fedgh.dataset.base import hold_out
+    from fedgh.federation.evaluation import Validation  # here, as in build_federation
+
+    node = cfg.copy().dataset  # beside its paths, to which it may refer
+    with open_dict(node):
+        fraction = node.pop("validation_fraction", None)  # runs stored before the setting existed have none
+    dataset: Dataset = build(node)
+    if not fraction:
+        return dataset, None
+    dataset, held = hold_out(dataset, fraction, cfg.seed)
+    return dataset, Validation(held, draw_partition(partitioner, held, cfg.seed))
 
 
 def draw_partition(partitioner: Callable[..., Partition], dataset: Dataset, seed: int) -> Partition:

@@ -35,6 +35,9 @@ GROUPS = (
 )
 """Groups of which one choice is needed; ``logger`` and ``callback`` hold any number of parts."""
 
+OURS = {"dataset.validation_fraction": "float | None"}
+"""Settings that stand beside a part's own, whichever it is, and of what kind; ``build_federation`` heeds them."""
+
 COUNTS = ("num_rounds", "evaluation.every", "evaluation.batch_size", "checkpoint.every", "checkpoint.keep")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
@@ -100,6 +103,14 @@ def validate(cfg: DictConfig) -> None:
                     f"{group}.{key} must be a class with its settings ({{_target_: <package.module.Class>, ...}}) or "
                     f"null, got {node!s}"
                 )
+    for key, kind in OURS.items():
+        check_kind(key, OmegaConf.select(cfg, key), kind)
+    fraction = cfg.dataset.get("validation_fraction")
+    if fraction is not None and not 0 <= fraction < 1:
+        raise ConfigurationError(
+            f"dataset.validation_fraction must be null or in [0, 1), got {fraction}; try 0.1: a tenth of the training "
+            "data is held out"
+        )
     _check_trainer(cfg.trainer)
     for path, node in _targets(cfg, ""):
         _check_signature(path, node)
@@ -213,7 +224,7 @@ def _check_signature(path: str, node: DictConfig) -> None:
     open_ended = Parameter.VAR_KEYWORD in kinds and not target.startswith("fedgh.")
     # what ours take beyond their named parameters comes from code
     keywords = [n for kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY) for n in kinds.get(kind, [])]
-    keys = [str(key) for key in node if not str(key).startswith("_")]
+    keys = [str(key) for key in node if not str(key).startswith("_") and f"{path}.{key!s}" not in OURS]
     for key in keys:
         if key in keywords and key not in by_place:
             _check_value(f"{path}.{key}", node[key], parameters[key].annotation)

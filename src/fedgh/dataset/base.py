@@ -145,6 +145,12 @@ class Dataset:
         """Return the data set with these rows of the test split alone, ``(n,)`` int64; the train split stays whole."""
         return self._take(self._test_fields, rows)
 
+    def with_test_of(self, other: Self) -> Self:
+        """Return this data set with the test split of another, on the device of this one's training inputs."""
+        device = self.train_inputs.device
+        values = {name: getattr(other, name) for name in self._test_fields}
+        return replace(self, **{name: None if v is None else v.to(device) for name, v in values.items()})
+
     def _take(self, names: Sequence[str], rows: Tensor) -> Self:
         values = {name: getattr(self, name) for name in names}
         return replace(self, **{name: v[rows.to(v.device)] for name, v in values.items() if v is not None})
@@ -332,6 +338,40 @@ def take_fraction(dataset: D, fraction: float) -> D:
     strata = dataset.train_strata.cpu().numpy()
     rows = train_rows(strata, fraction)
     return dataset if len(rows) == len(strata) else dataset.take_train(torch.from_numpy(rows))
+
+
+def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
+    """Take a stratified part out of the train split, to judge settings by without a look at the test split.
+
+    Per class ``round(fraction * n_c)`` examples are drawn; of each class at least one stays.
+
+    Args:
+        dataset: Left as it was.
+        fraction: In [0, 1); of the train split as it is, after ``train_fraction``.
+        seed: Of the experiment; the draw is addressed ``(seed, "validation", class)``.
+
+    Returns:
+        The data set without the part, and the same with the part in the place of the test split.
+
+    Raises:
+        ConfigurationError: If ``fraction`` is outside [0, 1), or so small that no example is drawn.
+    """
+    if not 0.0 <= fraction < 1.0:
+        raise ConfigurationError(f"dataset.validation_fraction must be in [0, 1), got {fraction}; try 0.1.")
+    strata = dataset.train_strata.cpu().numpy()
+    chosen = np.zeros(len(strata), dtype=bool)
+    for label in np.unique(strata):
+        rows = np.flatnonzero(strata == label)
+        count = min(int(fraction * len(rows) + 0.5), len(rows) - 1)
+        chosen[numpy_generator(seed, "validation", client_id=int(label)).permutation(rows)[:count]] = True
+    if not chosen.any():
+        raise ConfigurationError(
+            f"dataset.validation_fraction={fraction} of {len(strata)} training examples in {len(np.unique(strata))} "
+            "classes is not one example; try 0.1, or null for no validation part."
+        )
+    part, rest = (dataset.take_train(torch.from_numpy(np.flatnonzero(mask))) for mask in (chosen, ~chosen))
+    taken = {test: getattr(part, train) for train, test in zip(part._train_fields, part._test_fields, strict=True)}
+    return rest, replace(rest, **taken)
 
 
 def train_rows(labels: np.ndarray, fraction: float) -> np.ndarray:

@@ -95,6 +95,19 @@ def cells_of(dataset: Dataset, partition: Partition) -> Cells:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """What was held out of the training data, see :func:`fedgh.dataset.base.hold_out`.
+
+    Attributes:
+        dataset: The run's own, with the part that was held out in the place of the test split.
+        partition: The run's own, whose clients own held-out examples where they own test examples.
+    """
+
+    dataset: Dataset
+    partition: Partition
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Results of one model on the official test split.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
@@ -195,8 +195,17 @@ def evaluated(federation: Federation, server: ServerState, schedule: Schedule) -
     """Return what the models after a round are worth: the global one, each client's share in it, personal ones.
 
     With several global models every one of them has its numbers, and ``global/test/<score>`` is the mean over clients
-    of the model that each would use.
+    of the model that each would use. What was held out of the training data has the same numbers, ``val`` for ``test``.
     """
+    metrics = _evaluated(federation, server, schedule)
+    if federation.validation is not None:
+        held = replace(federation, **vars(federation.validation), validation=None)
+        numbers = _evaluated(held, server, schedule).items()
+        metrics |= {name.replace("/test/", "/val/"): value for name, value in numbers}
+    return metrics
+
+
+def _evaluated(federation: Federation, server: ServerState, schedule: Schedule) -> dict[str, float]:
     cells, batch_size = cells_of(federation.dataset, federation.partition), schedule.evaluate_batch_size
     parts = federation.dataset, batch_size, federation.metrics
     evaluations = [evaluate(federation.model, model, *parts) for model in server.models]

@@ -22,6 +22,7 @@ from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
 from fedgh.executor.gather import sizes_of
 from fedgh.federation.clock import Clock
+from fedgh.federation.evaluation import Validation
 from fedgh.federation.finite import NonFiniteError, is_finite, require_finite, set_aside_nonfinite
 from fedgh.federation.parts import check_parts
 from fedgh.metric.collection import Metrics
@@ -57,6 +58,7 @@ class Federation:
         on_nonfinite: ``drop`` a client whose update is not finite, or ``raise``.
         buffers: ``average`` the clients' running statistics by n_k/n, or ``keep_global``.
         metrics: What an evaluation computes beside the task's own scores; None for nothing.
+        validation: What was held out of the training data, evaluated as the test split is; None for nothing.
         server_lr_schedule: What the server's learning rate is multiplied with, by round.
         clock: When clients come back, in asynchronous runs; None: a round waits for everybody.
     """
@@ -75,6 +77,7 @@ class Federation:
     metrics: Metrics | None = None
     clock: Clock | None = None
     server_lr_schedule: LRSchedule = field(default_factory=Constant)
+    validation: Validation | None = None
 
     def __post_init__(self) -> None:
         check_parts(self)

@@ -50,6 +50,7 @@ def spread(values: Tensor, name: str) -> dict[str, float]:
 def closing_numbers(rows: Sequence[Mapping[str, float]], main: str = "acc") -> dict[str, float]:
     """Return what a run is summed up by: accuracy of the last round and of the last ten evaluated, conflict ratio.
 
+    ``final/val_{main}`` and ``last10/val_{main}_mean`` are the same of what was held out of the training data;
     ``final/personal_{main}`` is the mean over clients of their personal models; bytes are those of all rounds together.
 
     Args:
@@ -63,6 +64,10 @@ def closing_numbers(rows: Sequence[Mapping[str, float]], main: str = "acc") -> d
         last = scores[-10:]
         numbers |= {f"final/{main}": scores[-1]}
         numbers |= {f"last10/{main}_best": max(last), f"last10/{main}_mean": sum(last) / len(last)}
+    held_out = [row[name] for row in rows if (name := f"global/val/{main}") in row]
+    if held_out:
+        last = held_out[-10:]
+        numbers |= {f"final/val_{main}": held_out[-1], f"last10/val_{main}_mean": sum(last) / len(last)}
     personal = [row[name] for row in rows if (name := f"personal/test/{main}_mean") in row]
     if personal:
         numbers[f"final/personal_{main}"] = personal[-1]
@@ -75,7 +80,11 @@ def closing_numbers(rows: Sequence[Mapping[str, float]], main: str = "acc") -> d
 
 
 def final_score(numbers: Mapping[str, float]) -> float | None:
-    """Return the final main score among a run's closing numbers, whatever its task; None if there is none."""
+    """Return what a run is judged by among its closing numbers, whatever its task; None if there is none.
+
+    That is its final main score, on what was held out of the training data if something was, else on the test split.
+    """
     others = ("final/conflict_ratio", "final/personal_")
-    names = (name for name in numbers if name.startswith("final/") and not name.startswith(others))
-    return next((numbers[name] for name in names), None)
+    names = [name for name in numbers if name.startswith("final/") and not name.startswith(others)]
+    names.sort(key=lambda name: not name.startswith("final/val_"))
+    return numbers[names[0]] if names else None

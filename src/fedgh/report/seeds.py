@@ -19,8 +19,9 @@ from fedgh.storage.run import Run
 MEASURES = {"accuracy": "final/acc", "last10": "last10/acc_mean", "conflict": "mean/conflict_ratio"}
 """Column -> closing number: test accuracy after the last round, its mean over the last ten rounds, and the share of
 pairs of clients in conflict over all rounds."""
-PERSONAL = {"personal": "final/personal_acc"}
-"""Likewise, where clients use models of their own: mean over clients of their accuracy."""
+WHERE_THERE = {"validation": "final/val_acc", "personal": "final/personal_acc"}
+"""Likewise, where a part of the training data was held out: accuracy on it after the last round; and where clients use
+models of their own: mean over clients of their accuracy."""
 OF_A_RUN = {
     "final": MEASURES["accuracy"],
     "last10": MEASURES["last10"],
@@ -31,6 +32,7 @@ OF_A_RUN = {
 HEADINGS = {
     "accuracy": "accuracy (%)",
     "last10": "mean of the last ten rounds (%)",
+    "validation": "held-out training data (%)",
     "personal": "personal models (%)",
     "conflict": "pairs in conflict (%)",
 }
@@ -54,10 +56,11 @@ def seeds_table(groups: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, 
         The names, ``seeds``, and of each measure mean and standard deviation (n - 1; NaN for one seed), in shares.
     """
     groups, lines = list(groups), []
-    personal = any(key in result for _, results in groups for result in results for key in PERSONAL.values())
+    there = {key for _, results in groups for result in results for key in result}
+    measures = MEASURES | {column: key for column, key in WHERE_THERE.items() if key in there}
     for names, results in groups:
         line: Line = {**names, "seeds": len(results)}
-        for column, key in (MEASURES | PERSONAL if personal else MEASURES).items():
+        for column, key in measures.items():
             score = Score.of(result[key] for result in results if key in result)
             line |= {f"{column}_mean": score.mean, f"{column}_sd": score.sd}
         lines.append(line)

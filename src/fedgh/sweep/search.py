@@ -215,7 +215,8 @@ class Reporting:
 
     def __call__(self, federation: Federation, before: ServerState, outcome: Round, row: Row) -> None:  # noqa: ARG002
         """Report a round that was evaluated; a study out of reach costs only the pruning."""
-        score = row.metrics.get(f"global/test/{federation.dataset.task.main}")  # the last one is the trial's result
+        split = "test" if federation.validation is None else "val"
+        score = row.metrics.get(f"global/{split}/{federation.dataset.task.main}")  # the last one is the trial's result
         if score is None:
             return
         try:
@@ -257,11 +258,13 @@ def result(folder: Path) -> list[str]:
     if not finished:
         return ["best trial      none has finished"]
     best = study.best_trial
-    (overrides,) = [job.overrides for job in read_jobs(folder) if job.number == best.number]
+    (job,) = [job for job in read_jobs(folder) if job.number == best.number]
+    held_out = any(name.startswith("final/val_") for name in closing(job.directory))
+    where = " of held-out training data" if held_out else ""
     tried = ", ".join(f"{key}={value}" for key, value in best.params.items())
     return [
-        f"best trial      {best.number} of {len(trials)}: {best.value:.2%} with {tried}",
-        f"run it again    {command('fedgh-train', *overrides)}",
+        f"best trial      {best.number} of {len(trials)}: {best.value:.2%}{where} with {tried}",
+        f"run it again    {command('fedgh-train', *job.overrides)}",
     ]
 
 
