@@ -184,6 +184,15 @@ class Algorithm:
         """Return the state after a round, ``after`` being what aggregate and server optimizer made of ``before``."""
         return after
 
+    def metrics(self, server: ServerState, result: CohortResult) -> dict[str, float]:
+        """Return numbers of a round for its row of metrics, named ``algorithm/...``: loss weights, shares, choices.
+
+        Args:
+            server: The state after the round.
+            result: What the cohort reported.
+        """
+        return {}
+
     def complete(self, server: ServerState, blocks: Sequence[Block], ask: Ask, seed: int) -> ServerState:
         """Return the state after the last round, for methods with a phase after training (CCVR).
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, Batch, require
+from fedgh.algorithm.base import Batch, require
+from fedgh.algorithm.two_losses import TwoLosses
 from fedgh.core.forward import Forward
 from fedgh.core.types import Broadcast, ClientState, CohortResult, ServerState
 from fedgh.core.updates import Block
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedACG(Algorithm):
+class FedACG(TwoLosses):
     """Start at the look-ahead ``v = w + lam m`` and minimize ``loss + beta/2 ||theta - v||^2``; updates are theta - v.
 
     The server then moves ``m <- lam m + step``, ``w <- w + m``, ``step`` being what aggregator and server optimizer
@@ -51,12 +52,17 @@ class FedACG(Algorithm):
         """Send v instead of w: clients start there, and updates are relative to it."""
         return Broadcast(params=server.params + self.lam * server.memory["m"])
 
-    def local_loss(
-        self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
-    ) -> Tensor:
-        """Return the loss of the task plus the pull; ``global_params`` is v."""
-        loss = super().local_loss(batch, forward, params, global_params, state)
-        return loss if self.beta == 0 else loss + self.beta / 2 * (params - global_params).square().sum()
+    def terms(
+        self,
+        batch: Batch,
+        forward: Forward,
+        params: Tensor,
+        global_params: Tensor,
+        state: ClientState,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of the task and the pull; ``global_params`` is v."""
+        loss = self._task_loss(batch, forward, params)
+        return loss, None if self.beta == 0 else self.beta / 2 * (params - global_params).square().sum()
 
     def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:  # noqa: ARG002
         """Move m by the server's step, and w by the rest of m."""

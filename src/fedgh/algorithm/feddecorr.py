@@ -7,14 +7,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, Batch
+from fedgh.algorithm.base import Batch
+from fedgh.algorithm.two_losses import TwoLosses
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedDecorr(Algorithm):
+class FedDecorr(TwoLosses):
     """Minimize ``cross-entropy + beta L`` with L the decorrelation loss of the features fed to the classifier.
 
     Args:
@@ -40,18 +41,18 @@ class FedDecorr(Algorithm):
         if not self.beta >= 0:
             raise ConfigurationError(f"algorithm.beta must be 0 or more, got {self.beta}; try 0.1 (the paper)")
 
-    def local_loss(
+    def terms(
         self,
         batch: Batch,
         forward: Forward,
         params: Tensor,
         global_params: Tensor,  # noqa: ARG002
         state: ClientState,  # noqa: ARG002
-    ) -> Tensor:
-        """Return the loss of the task plus the decorrelation penalty."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of the task and the decorrelation penalty."""
         inputs, targets = batch
         outputs, features = forward(params, inputs)
-        return forward.task.loss(outputs, targets) + self.beta * decorrelation(features, self.normalize)
+        return forward.task.loss(outputs, targets), self.beta * decorrelation(features, self.normalize)
 
 
 def decorrelation(features: Tensor, normalize: bool) -> Tensor:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, Batch, require
+from fedgh.algorithm.base import Batch, require
+from fedgh.algorithm.two_losses import TwoLosses
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState, Start
 from fedgh.task.base import PADDING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedNTD(Algorithm):
+class FedNTD(TwoLosses):
     """Minimize ``loss + beta T^2 KL(q_g || q)``, q the softmax of all logits but the true one, over T.
 
     q_g is that of the received model, in evaluation mode with the running statistics it came with. The true logit gets
@@ -52,12 +53,12 @@ class FedNTD(Algorithm):
         """Start from the received model, with its running statistics at hand."""
         return Start(client.received.params, client.received.buffers, {"buffers": client.received.buffers})
 
-    def local_loss(
+    def terms(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
-    ) -> Tensor:
-        """Return the loss of the task plus the distillation, the mean over the rows that count."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of the task and the distillation, the mean over the rows that count."""
         if self.beta == 0:
-            return super().local_loss(batch, forward, params, global_params, state)
+            return self._task_loss(batch, forward, params), None
         inputs, targets = batch
         outputs, _ = forward(params, inputs)
         with torch.no_grad():
@@ -66,7 +67,7 @@ class FedNTD(Algorithm):
         divergence = (theirs.exp() * (theirs - ours)).sum(1)
         counts = (targets != PADDING).to(divergence)  # rows that only fill up a batch do not
         distillation = (divergence * counts).sum() / counts.sum()
-        return forward.task.loss(outputs, targets) + self.beta * self.temperature**2 * distillation
+        return forward.task.loss(outputs, targets), self.beta * self.temperature**2 * distillation
 
 
 def not_true(logits: Tensor, targets: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, Batch, require
+from fedgh.algorithm.base import Batch, require
+from fedgh.algorithm.two_losses import TwoLosses
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedProx(Algorithm):
+class FedProx(TwoLosses):
     """Minimize ``loss + mu/2 ||theta - w||^2`` over all trainable parameters theta.
 
     Args:
@@ -31,11 +32,16 @@ class FedProx(Algorithm):
         super().__post_init__()
         require(self.mu >= 0, "mu", "0 or more; 0.1 in the paper, 0 is FedAvg", self.mu)
 
-    def local_loss(
-        self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
-    ) -> Tensor:
-        """Return the loss of the task plus the proximal term."""
-        loss = super().local_loss(batch, forward, params, global_params, state)
+    def terms(
+        self,
+        batch: Batch,
+        forward: Forward,
+        params: Tensor,
+        global_params: Tensor,
+        state: ClientState,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of the task and the proximal term."""
+        loss = self._task_loss(batch, forward, params)
         if self.mu == 0:  # FedAvg to the bit
-            return loss
-        return loss + self.mu / 2 * (params - global_params).square().sum()
+            return loss, None
+        return loss, self.mu / 2 * (params - global_params).square().sum()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, softplus
 
-from fedgh.algorithm.base import Algorithm, Batch, require
+from fedgh.algorithm.base import Batch, require
+from fedgh.algorithm.two_losses import TwoLosses
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState, Report, Start, Trained
 from fedgh.task.base import PADDING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moon(Algorithm):
+class Moon(TwoLosses):
     """Minimize ``loss + mu * mean_i -log(e^(s_g/T) / (e^(s_g/T) + e^(s_p/T)))``, s the cosine of features.
 
     s_g is the cosine to the features of the received model, s_p to those of the model that this client had at the end
@@ -53,12 +54,12 @@ class Moon(Algorithm):
         previous = client.state or {"previous": received.params, "previous_buffers": received.buffers}
         return Start(received.params, received.buffers, {**previous, "buffers": received.buffers})
 
-    def local_loss(
+    def terms(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
-    ) -> Tensor:
-        """Return the loss of the task plus the contrast."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of the task and the contrast."""
         if self.mu == 0:
-            return super().local_loss(batch, forward, params, global_params, state)
+            return self._task_loss(batch, forward, params), None
         inputs, targets = batch
         outputs, features = forward(params, inputs)
         with torch.no_grad():
@@ -68,8 +69,9 @@ class Moon(Algorithm):
         gap = cosine_similarity(features, previous) - cosine_similarity(features, wanted)
         counts = (targets != PADDING).reshape(len(targets), -1).any(1).to(gap)  # rows that only fill up a batch do not
         contrast = (softplus(gap / self.temperature) * counts).sum() / counts.sum()
-        return forward.task.loss(outputs, targets) + self.mu * contrast
+        return forward.task.loss(outputs, targets), self.mu * contrast
 
     def report(self, client: ClientView, trained: Trained) -> Report:  # noqa: ARG002
         """Keep the trained model."""
-        return Report({"previous": trained.params.clone(), "previous_buffers": trained.buffers.clone()})
+        kept = {"previous": trained.params.clone(), "previous_buffers": trained.buffers.clone()}
+        return self._with_conflict(Report(kept), trained)

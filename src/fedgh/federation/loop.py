@@ -184,6 +184,8 @@ def describe(federation: Federation, outcome: Round, schedule: Schedule) -> Row:
             gram = matching_gram(outcome.gram, outcome.block_grams, aggregate.coefficients)
             if gram is not None:
                 row.metrics |= harmonization_metrics(gram, outcome.weights, aggregate.coefficients, aggregate.mixing)
+        if federation.algorithm.overrides("metrics"):
+            row.metrics |= federation.algorithm.metrics(outcome.server, result)
     if schedule.due(schedule.evaluate_every, row.round):
         started = perf_counter()
         row.metrics |= evaluated(federation, outcome.server, schedule)
