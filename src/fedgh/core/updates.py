@@ -60,6 +60,13 @@ def columns_of(blocks: Sequence[Block], names: Iterable[str]) -> Tensor:
     return mask
 
 
+def all_finite(*tensors: Tensor) -> bool:
+    """Tell whether every entry is finite: their sum is, which is quickly asked, or else each of them."""
+    return math.isfinite(sum(float(tensor.sum()) for tensor in tensors)) or all(
+        bool(tensor.isfinite().all()) for tensor in tensors
+    )
+
+
 class UpdateMatrix:
     """The updates of a cohort as rows of one matrix.
 
@@ -145,10 +152,9 @@ class UpdateMatrix:
         """
         dtype = torch.promote_types(self.rows.dtype, torch.float32)
         low, high = _SAFE_COEFFICIENT
-        size = coefficients.abs()
-        if bool(((size == 0) | ((size >= low) & (size <= high))).all()):
+        if all(c == 0 or low <= abs(c) <= high for c in coefficients.flatten().tolist()):
             combined = self._combine(coefficients, dtype)
-            if math.isfinite(float(torch.linalg.vector_norm(combined, math.inf))):
+            if all_finite(combined):
                 return combined
         return self._combine(coefficients, torch.float64).to(dtype)
 

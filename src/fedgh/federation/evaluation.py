@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -72,9 +73,12 @@ class Cells:
 
     def cell_scores(self, scores: Tensor) -> Tensor:
         """Return the mean score on each cell's test examples, ``(cells,)`` float64; NaN where there are none."""
-        known = self.of_test >= 0
-        support = torch.bincount(self.of_test[known], minlength=self.num_cells)
-        return torch.bincount(self.of_test[known], scores[known], minlength=self.num_cells) / support
+        totals = torch.bincount(self.of_test + 1, scores, minlength=self.num_cells + 1)[1:]  # nobody's come first
+        return totals / self._support
+
+    @cached_property
+    def _support(self) -> Tensor:
+        return torch.bincount(self.of_test + 1, minlength=self.num_cells + 1)[1:]
 
 
 def cells_of(dataset: Dataset, partition: Partition) -> Cells:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedgh.core.errors import TrainingError
 from fedgh.core.types import CohortResult, ServerState
+from fedgh.core.updates import all_finite
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +21,7 @@ class NonFiniteError(TrainingError):
 
 def is_finite(result: CohortResult, block_grams: Tensor) -> bool:
     """Tell whether all that clients sent is finite; updates are where their products are."""
-    sent = (block_grams.diagonal(dim1=1, dim2=2), result.buffers, *result.messages.values())
-    return all(bool(tensor.isfinite().all()) for tensor in sent if tensor.numel())
+    return all_finite(block_grams.diagonal(dim1=1, dim2=2), result.buffers, *result.messages.values())
 
 
 def set_aside_nonfinite(
@@ -76,11 +76,8 @@ def require_finite(after: ServerState, before: ServerState) -> None:
     """
     old = {id(tensor) for _, tensor in _tensors(before)}
     new = [(n, t) for n, t in _tensors(after) if t.is_floating_point() and t.numel() and id(t) not in old]
-    if not new:
-        return
-    finite = torch.stack([tensor.isfinite().all() for _, tensor in new]).tolist()
-    for (name, _), fine in zip(new, finite, strict=True):
-        if not fine:
+    for name, tensor in new:
+        if not all_finite(tensor):
             raise NonFiniteError(f"{name} would not be finite; lower server_optimizer.lr or algorithm.optimizer.lr")
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
 from fedgh.core.types import ServerState
-from fedgh.federation.evaluation import cells_of, evaluate
+from fedgh.federation.evaluation import evaluate
 from fedgh.federation.personal import personal_metrics
 from fedgh.federation.round import Federation, Round, run_round
 from fedgh.federation.stopping import StopRequest
@@ -201,14 +201,13 @@ def evaluated(federation: Federation, server: ServerState, schedule: Schedule) -
     """
     metrics = _evaluated(federation, server, schedule)
     if federation.validation is not None:
-        held = replace(federation, **vars(federation.validation), validation=None)
-        numbers = _evaluated(held, server, schedule).items()
+        numbers = _evaluated(federation.held_out, server, schedule).items()
         metrics |= {name.replace("/test/", "/val/"): value for name, value in numbers}
     return metrics
 
 
 def _evaluated(federation: Federation, server: ServerState, schedule: Schedule) -> dict[str, float]:
-    cells, batch_size = cells_of(federation.dataset, federation.partition), schedule.evaluate_batch_size
+    cells, batch_size = federation.cells, schedule.evaluate_batch_size
     parts = federation.dataset, batch_size, federation.metrics
     evaluations = [evaluate(federation.model, model, *parts) for model in server.models]
     score, metrics = evaluations[0].main, evaluations[0].metrics(cells)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -17,12 +18,12 @@ from fedgh.core.errors import TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.lr_schedule import Constant, LRSchedule
 from fedgh.core.types import Cohort, CohortResult, GlobalModel, ServerState
-from fedgh.core.updates import UpdateMatrix
+from fedgh.core.updates import UpdateMatrix, all_finite
 from fedgh.dataset.base import Dataset
 from fedgh.executor.base import Executor
 from fedgh.executor.gather import sizes_of
 from fedgh.federation.clock import Clock
-from fedgh.federation.evaluation import Validation
+from fedgh.federation.evaluation import Cells, Validation, cells_of
 from fedgh.federation.finite import NonFiniteError, is_finite, require_finite, set_aside_nonfinite
 from fedgh.federation.parts import check_parts
 from fedgh.metric.collection import Metrics
@@ -87,6 +88,16 @@ class Federation:
         optimizer: Any = self.server_optimizer
         factor = self.server_lr_schedule(round_index)
         return optimizer if factor == 1 else replace(optimizer, lr=optimizer.lr * factor)  # type: ignore[no-any-return]
+
+    @cached_property
+    def cells(self) -> Cells:
+        """Which test examples speak for which clients."""
+        return cells_of(self.dataset, self.partition)
+
+    @cached_property
+    def held_out(self) -> Federation:
+        """The same federation, evaluated on what was held out of the training data; there must be something."""
+        return replace(self, **vars(self.validation), validation=None)
 
     @property
     def num_clients(self) -> int:
@@ -213,14 +224,14 @@ def absorb_model(
     weights = federation.algorithm.client_weights(federation.algorithm.client_shares(result.num_examples), result)
     if federation.clock is not None:
         weights = federation.clock.discounted(weights, result)
-    if not bool((weights.isfinite() & (weights >= 0)).all()):
+    if not (all_finite(weights) and bool((weights >= 0).all())):
         raise NonFiniteError(
             f"{type(federation.algorithm).__name__} gives clients the weights {weights.tolist()}, which must be "
             "finite and not negative"
         )
     cohort = Cohort(result.client_ids, weights, result.train_loss, federation.seed, round_index)
     aggregate = federation.aggregator(result.updates, gram, cohort, model.aggregator)
-    if not bool(aggregate.update.isfinite().all()):
+    if not all_finite(aggregate.update):
         raise NonFiniteError(f"the aggregate of {type(federation.aggregator).__name__} is not finite")
     return server_step(federation, model, result, aggregate, round_index), weights, aggregate
 
