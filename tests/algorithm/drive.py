@@ -18,7 +18,7 @@ def local_steps(algorithm, client, run, target, steps):
         batch = target, torch.zeros(1, dtype=torch.int64)
         direction, _, state = algorithm.local_gradient(batch, forward, params, received.params, state)
         momentum = settings["momentum"] * momentum + direction
-        params = params - client.lr * momentum
+        params = algorithm.after_step(params, params - client.lr * momentum, state)
     trained = Trained(params, start.buffers, params - received.params, state, steps)
     return trained, algorithm.report(client, trained)
 

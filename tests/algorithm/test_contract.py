@@ -27,22 +27,31 @@ from fedgh.storage import checkpoint as checkpoints
 NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "algorithm").glob("*.yaml"))
 CONTRACTS = ("fedgh", "mean", "median")  # C; coefficients; coordinates
 
+SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}
+"""FedAvg's optimizer, for those whose own has another rate."""
+
 NEUTRAL = {
     "ccvr": {},  # its phase comes after training
     "ditto": {},  # the personal model never touches the global one
     "fedacg": {"lam": 0.0, "beta": 0.0},
+    "fedasam": {"rho": 0.0},
     "fedavg": {},
     "fedbn": {"norm": "any"},  # on a network without normalization
     "fedcm": {"alpha": 1.0},
+    "feddc": "as alpha goes to 0 the pull vanishes and the drift does not",
     "feddecorr": {"beta": 0.0},
     "feddisco": {"a": 0.0, "b": 0.0},
     "feddyn": "as alpha goes to 0 the pull vanishes and h does not",
     "fedlc": {"tau": 0.0},
+    "fedlesam": {"rho": 0.0},
+    "fedmoswa": "has no strength of its correction; its first round is FedSWA's, see test_fedmoswa",
     "fedntd": {"beta": 0.0},
     "fednova": "its weights divide and multiply by the number of steps, which rounds",
     "fedper": {"own_parameters": []},
     "fedprox": {"mu": 0.0},
     "fedrep": {"own_parameters": [], "body_epochs": 2},
+    "fedspeed": "as alpha goes to 0 the pull vanishes and h does not; with rho = 0 it is FedDyn, see test_fedspeed",
+    "fedswa": {"final_rate": 1.0, "optimizer": SGD},
     "ifca": {"num_models": 1},
     "lg_fedavg": {"shared_parameters": ["*"]},  # on a network without running statistics
     "local": "nothing is exchanged",
@@ -61,7 +70,9 @@ SILENT = {"local"}
 EXTRA_BYTES = {
     "ditto": lambda p, b: (4 * (p + b), 0),  # the initial model, to those who have none of their own
     "fedcm": lambda p, b: (4 * p, 4),
+    "feddc": lambda p, b: (4 * p, 4 * p),
     "feddisco": lambda p, b: (0, 8 * 3),
+    "fedmoswa": lambda p, b: (4 * p, 4 * p),
     "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter
     "scaffold": lambda p, b: (4 * p, 4 * p),
 }

@@ -45,18 +45,16 @@ class FedDyn(Algorithm):
         super().__post_init__()
         require(self.alpha > 0, "alpha", "positive (0.01 in the authors' code; algorithm=fedavg for none)", self.alpha)
 
-    def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:  # noqa: ARG002
+    def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:
         """Begin with ``h = 0``, and remember p_k of everybody."""
+        server = super().initialize(server, blocks, num_examples, seed)
         memory = {"h": torch.zeros_like(server.params), "shares": self.client_shares(num_examples)}
-        return replace(server, memory=memory)
+        return replace(server, memory={**server.memory, **memory})
 
     def prepare(self, client: ClientView) -> Start:
         """Start with H_k, zero at first."""
-        received = client.received
-        own = client.state.get("h")
-        return Start(
-            received.params, received.buffers, {"h": torch.zeros_like(received.params) if own is None else own}
-        )
+        start, own = super().prepare(client), client.state.get("h")
+        return replace(start, state={**start.state, "h": torch.zeros_like(start.params) if own is None else own})
 
     def local_gradient(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
@@ -65,12 +63,22 @@ class FedDyn(Algorithm):
         gradient, loss, state = super().local_gradient(batch, forward, params, global_params, state)
         return gradient + self.alpha * (params.detach() - global_params + state["h"]), loss, state
 
-    def report(self, client: ClientView, trained: Trained) -> Report:  # noqa: ARG002
-        """Keep the new H_k: the sum of all updates that this client has sent, so the server needs no second message."""
-        return Report({"h": trained.state["h"] + trained.update})
+    def report(self, client: ClientView, trained: Trained) -> Report:
+        """Keep the new H_k: the sum of all updates of this client, so the server needs no second message."""
+        report, h = super().report(client, trained), trained.state["h"] + trained.update
+        if self._sends_h():
+            trained.update.add_(h)
+        return replace(report, state={**report.state, "h": h})
+
+    def _sends_h(self) -> bool:
+        """Whether clients add H_k to their updates themselves, so that the participants' counts and not everybody's."""
+        return False
 
     def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:
         """Move h by ``p_k`` times the raw updates (p_k of all clients, not of the participants), and the model by h."""
+        after = super().conclude(before, after, result)
+        if self._sends_h():
+            return after
         shares = before.memory["shares"][list(result.client_ids)]
         h = before.memory["h"] + result.updates.combine(shares)
-        return replace(after, params=after.params + h, memory={**before.memory, "h": h})
+        return replace(after, params=after.params + h, memory={**after.memory, "h": h})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedgh.algorithm.base import Algorithm, Batch, require
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState
+from fedgh.core.updates import Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class SAM(Algorithm):
         Caldarola, Caputo, Ciccone: "Improving Generalization in Federated Learning by Seeking Flat Minima", ECCV 2022,
         equation (5) (FedSAM). Foret et al.: "Sharpness-Aware Minimization", ICLR 2021.
     Departures:
-        Neither the adaptive variant (FedASAM) nor averaging over the last rounds (SWA).
+        No averaging over the last rounds (SWA). The adaptive variant is ``algorithm=fedasam``.
     """
 
     rho: float
@@ -45,11 +48,24 @@ class SAM(Algorithm):
         if self.rho == 0:
             return super().local_gradient(batch, forward, params, global_params, state)
         with forward.same_draws():
-            ascent, loss, state = super().local_gradient(batch, forward, params, global_params, state)
+            first, loss, state = super().local_gradient(batch, forward, params, global_params, state)
         inputs, targets = batch
         run = forward if self.statistics == "both" else forward.frozen
-        gradient, _ = forward.gradients(
+        second, _ = forward.gradients(
             lambda theta: forward.task.loss(run(theta, inputs)[0], targets),
-            params.detach() + self.rho * ascent / (ascent.norm() + 1e-16),
+            params.detach() + self.rho * self._ascent(first, params.detach(), forward.blocks),
         )
-        return gradient, loss, state
+        return self._mixed(first, second), loss, state
+
+    def _ascent(self, gradient: Tensor, params: Tensor, blocks: Sequence[Block]) -> Tensor:  # noqa: ARG002
+        """Return the step of length one along which the loss grows most, ``(params,)``."""
+        return unit(gradient)
+
+    def _mixed(self, first: Tensor, second: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the direction of the step from the gradients before and after the ascent."""
+        return second
+
+
+def unit(direction: Tensor) -> Tensor:
+    """Return a direction ``(params,)`` at length one; zero stays zero."""
+    return torch.div(direction, direction.norm() + 1e-16)

@@ -38,12 +38,13 @@ class Scaffold(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plain_momentum(self, "scaffold")
+        plain_momentum(self, type(self).__name__.lower())
 
-    def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:  # noqa: ARG002
+    def initialize(self, server: ServerState, blocks: Sequence[Block], num_examples: Tensor, seed: int) -> ServerState:
         """Begin with ``c = 0``, and remember p_k of everybody."""
+        server = super().initialize(server, blocks, num_examples, seed)
         memory = {"c": torch.zeros_like(server.params), "shares": self.client_shares(num_examples)}
-        return replace(server, memory=memory)
+        return replace(server, memory={**server.memory, **memory})
 
     def broadcast(self, server: ServerState, client_ids: Sequence[int]) -> Broadcast:  # noqa: ARG002
         """Send c."""
@@ -51,9 +52,9 @@ class Scaffold(Algorithm):
 
     def prepare(self, client: ClientView) -> Start:
         """Start with the correction of this round, ``c - c_k``."""
-        c, received = client.message["c"], client.received
-        own = client.state.get("c")
-        return Start(received.params, received.buffers, {"correction": c if own is None else c - own})
+        start, c, own = super().prepare(client), client.message["c"], client.state.get("c")
+        others = {name: tensor for name, tensor in start.state.items() if name != "c"}  # steps need the difference only
+        return replace(start, state={**others, "correction": c if own is None else c - own})
 
     def local_gradient(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
@@ -64,13 +65,22 @@ class Scaffold(Algorithm):
 
     def report(self, client: ClientView, trained: Trained) -> Report:
         """Keep the new c_k and send by how much it has changed."""
-        length = client.lr * accumulation(trained.local_steps, self.optimizer_settings()["momentum"])
+        length = self._path(client, trained)
         c = -trained.state["correction"] - (trained.params - client.received.params) / length
         own = client.state.get("c")
         return Report({"c": c}, {"change": c if own is None else c - own})
 
+    def _path(self, client: ClientView, trained: Trained) -> float:
+        """Return by how much a constant direction is multiplied in the update."""
+        length: float = client.lr * accumulation(trained.local_steps, self.optimizer_settings()["momentum"])
+        return length
+
     def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:
-        """Move c by ``p_k`` times the changes; who was absent has not changed."""
-        shares = before.memory["shares"][list(result.client_ids)]
-        change = UpdateMatrix(result.messages["change"], result.updates.blocks).combine(shares)
-        return replace(after, memory={**before.memory, "c": before.memory["c"] + change})
+        """Move c by the weighted changes; who was absent has not changed."""
+        change = UpdateMatrix(result.messages["change"], result.updates.blocks).combine(self._of_c(before, result))
+        after = super().conclude(before, after, result)
+        return replace(after, memory={**after.memory, "c": before.memory["c"] + change})
+
+    def _of_c(self, before: ServerState, result: CohortResult) -> Tensor:
+        """Return how much of each participant's change goes into c, ``(clients,)``: p_k of all clients, not of them."""
+        return before.memory["shares"][list(result.client_ids)]
