@@ -20,6 +20,7 @@ from fedgh.dataset.base import ImageDataset
 from fedgh.executor.ray import RayExecutor
 from fedgh.executor.sequential import SequentialExecutor
 from fedgh.executor.vectorized import VectorizedExecutor
+from fedgh.federation.personal import fine_tuned_models, tuning_of
 from fedgh.federation.round import first_state, run_round
 from fedgh.model.mlp import MLP
 from fedgh.storage import checkpoint as checkpoints
@@ -186,6 +187,14 @@ def different(one, other):
     )
 
 
+def fine_tuned(federation, server):
+    """Return what two clients make of their models by fine-tuning."""
+    executor = federation.executor.playing(
+        tuning_of(federation.algorithm, None) or tuning_of(federation.algorithm, 1), "fine_tune/"
+    )
+    return [replace(model, params=model.params.clone()) for _, model in fine_tuned_models(executor, server, [1, 4])]
+
+
 def shapes(state):
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
 
@@ -289,12 +298,13 @@ def test_a_round_changes_nothing_that_it_was_given(make, name):
 @pytest.mark.parametrize("model", ["normed", "mlp"])
 @pytest.mark.parametrize("name", NAMES)
 def test_many_clients_at_once(make, name, model, double):
-    """The vectorized executor gives the sequential one's numbers, what is kept and remembered among them."""
+    """The vectorized executor gives the sequential one's numbers: what is kept, remembered, and fine-tuned."""
     dataset = DoubleImages(**vars(make.dataset(num_train=37)))
-    ends = [
-        play(federation_of(make, name, model, dataset=dataset, executor=executor), 2)[-1].server
-        for executor in (SequentialExecutor, partial(VectorizedExecutor, width=2))
-    ]
+    ends = []
+    for executor in (SequentialExecutor, partial(VectorizedExecutor, width=2)):
+        federation = federation_of(make, name, model, dataset=dataset, executor=executor)
+        server = play(federation, 2)[-1].server
+        ends.append((server, fine_tuned(federation, server)))
     first, second = (dict(tensors(end)) for end in ends)
     assert first.keys() == second.keys()
     for key, tensor in first.items():
@@ -359,9 +369,12 @@ def test_workers_of_ray_give_the_same_bits(make, name):
     federation = federation_of(make, name, executor=workers)
     try:
         end = play(federation, 3)[-1].server
+        tuned = fine_tuned(federation, end)
     finally:
         federation.executor.close()
-    assert different(three_rounds(make, name)[2][-1].server, end) == []
+    ours, _, outcomes = three_rounds(make, name)
+    assert different(outcomes[-1].server, end) == []
+    assert different(fine_tuned(ours, end), tuned) == []
 
 
 def accuracy_of(federation, server):

@@ -108,6 +108,11 @@ def test_missing_values_are_named(root_config):
 BAD = {
     "num_rounds=true": "num_rounds must be a positive integer, got True",
     "checkpoint.keep=0": "checkpoint.keep must be a positive integer, got 0",
+    "evaluation.personal_every=null": "evaluation.personal_every must be a positive integer, got None",
+    "evaluation.personal_clients=0": r"evaluation.personal_clients must be null \(all of them\) or a .* integer, got 0",
+    "evaluation.fine_tune_epochs=-1": r"evaluation.fine_tune_epochs must be null .* or an integer of 0 or more, got -1",
+    "evaluation.fine_tune_every=0": r"evaluation.fine_tune_every must be null .* or a positive integer, got 0",
+    "evaluation.after_training=1": "evaluation.after_training must be true or false, got 1",
     "evaluation.batch_size=-1": "evaluation.batch_size must be a positive integer, got -1",
     "seed=1.5": "seed must be an integer of 0 or more, got 1.5",
     "memory_format=nhwc": "memory_format must be one of channels_last, contiguous, got 'nhwc'",

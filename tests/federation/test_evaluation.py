@@ -84,6 +84,7 @@ def test_public_names(make):
             "global/test/acc": 0.5,
             "global/test/loss": 1.25,
             "client/test/acc_mean": 0.625,
+            "client/test/acc_mean_examples": 0.4,  # (1 * 1 + 4 * 0.25) / 5
             "client/test/acc_std": 0.375,
             "client/test/acc_worst10": 0.25,
             "client/test/acc_worst": 0.25,

@@ -38,6 +38,14 @@ def test_spread_by_hand():
     )
 
 
+def test_the_mean_over_examples_counts_clients_by_them():
+    """(1 * 0.4 + 3 * 0.2) / 4; who has no value has no examples either."""
+    values = torch.tensor([0.4, 0.2, NAN], dtype=torch.float64)
+    found = spread(values, "x", torch.tensor([1, 3, 100]))
+    assert found["x_mean_examples"] == pytest.approx(0.25)
+    assert found["x_mean"] == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(("count", "worst"), [(1, 0.0), (10, 0.0), (11, 0.5), (20, 0.5), (21, 1.0), (100, 4.5)])
 def test_the_worst_tenth_is_rounded_up(count, worst):
     values = torch.arange(count - 1, -1, -1, dtype=torch.float64)  # worst ones last
@@ -67,7 +75,11 @@ def test_a_run_is_summed_up_by_its_tasks_main_score():
     numbers = closing_numbers(rows, "r2")
     assert numbers == pytest.approx({"final/r2": 0.3, "last10/r2_best": 0.3, "last10/r2_mean": 0.2})
     assert final_score(numbers) == pytest.approx(0.3)
-    assert final_score({"final/conflict_ratio": 0.5, "final/personal_acc": 0.7}) is None
+    assert final_score({"final/conflict_ratio": 0.5, "final/personal_acc": 0.7, "final/fine_tuned_acc": 0.8}) is None
+    own = closing_numbers(
+        [{"personal/test/r2_mean": 0.1}, {"personal/test/r2_mean": 0.2, "fine_tuned/test/r2_mean": 0.3}], "r2"
+    )
+    assert own == {"final/personal_r2": 0.2, "final/fine_tuned_r2": 0.3}
 
 
 def test_a_run_with_a_held_out_part_is_judged_by_it():

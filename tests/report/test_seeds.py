@@ -70,6 +70,9 @@ def test_personal_models_have_a_column_where_there_are_any(tmp_path):
     place = head.index("personal models (%)")
     assert head[place - 1 :] == ["mean of the last ten rounds (%)", "personal models (%)", "pairs in conflict (%)"]
     assert sorted(row[place] for row in rows) == ["", "75.00"]
+    runs[0].summary["final/fine_tuned_acc"] = 0.5
+    head, rows = over_seeds(Groups.of(runs))
+    assert head[place : place + 2] == ["personal models (%)", "fine-tuned models (%)"]
     assert all(len(row) == len(head) for row in rows)
 
 

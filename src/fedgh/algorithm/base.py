@@ -146,6 +146,16 @@ class Algorithm:
         """
         return None
 
+    def fine_tuning(self, epochs: int | None) -> Algorithm | None:
+        """Return how a client makes a model for itself when it is evaluated, see :mod:`fedgh.algorithm.fine_tuning`.
+
+        None for plain training of what it would use. Updates of what is returned are the models themselves.
+
+        Args:
+            epochs: ``evaluation.fine_tune_epochs``, 1 or more; None for what the method is published with.
+        """
+        return None
+
     def shared(self, blocks: Sequence[Block]) -> Tensor | None:
         """Return which parameters travel, ``(params,)`` bool; None for all. The others are zero in every update."""
         return None

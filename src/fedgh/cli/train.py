@@ -304,6 +304,8 @@ def print_results(cfg: DictConfig, finished: int, summary: dict[str, float]) -> 
         lines += [f"completed       {summary['completed/acc']:.2%} after the algorithm's phase after training"]
     if "final/personal_acc" in summary:
         lines += [f"personal        {summary['final/personal_acc']:.2%} final, mean over the clients' own models"]
+    if "final/fine_tuned_acc" in summary:
+        lines += [f"fine-tuned      {summary['final/fine_tuned_acc']:.2%} final, mean over the clients' own models"]
     if "final/conflict_ratio" in summary:
         lines += [
             f"conflict ratio  {summary['final/conflict_ratio']:.1%} final, "

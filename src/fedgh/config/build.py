@@ -304,9 +304,11 @@ def build_schedule(cfg: DictConfig) -> Schedule:
     """Return when things happen."""
     from fedgh.federation.loop import Schedule  # here, as in build_federation
 
-    # runs stored before there were personal models have neither key
-    personal = cfg.evaluation.get("personal_every", 1), cfg.evaluation.get("personal_clients")
-    return Schedule(cfg.num_rounds, cfg.evaluation.every, cfg.evaluation.batch_size, cfg.checkpoint.every, *personal)
+    evaluation = cfg.evaluation
+    # runs stored before there were personal models, or fine-tuned ones, have none of these keys
+    names = "personal_every", "personal_clients", "after_training", "fine_tune_epochs", "fine_tune_every"
+    own = {name: evaluation[name] for name in names if name in evaluation}
+    return Schedule(cfg.num_rounds, evaluation.every, evaluation.batch_size, cfg.checkpoint.every, **own)
 
 
 def build_callbacks(cfg: DictConfig) -> list[Any]:

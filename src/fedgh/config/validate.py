@@ -114,13 +114,7 @@ def validate(cfg: DictConfig) -> None:
     _check_trainer(cfg.trainer)
     for path, node in _targets(cfg, ""):
         _check_signature(path, node)
-    every = cfg.evaluation.get("personal_every", 1)  # runs stored before there were personal models have neither key
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ConfigurationError(f"evaluation.personal_every must be a positive integer, got {every!r}")
-    if cfg.evaluation.get("personal_clients") is not None:  # null: all of them
-        limit = cfg.evaluation.personal_clients
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigurationError(f"evaluation.personal_clients must be null or a positive integer, got {limit!r}")
+    _check_own_models(cfg.evaluation)
     for key in COUNTS:
         value = OmegaConf.select(cfg, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -145,6 +139,26 @@ def validate(cfg: DictConfig) -> None:
             f"fp32_precision must be null or one of {', '.join(FP32_PRECISIONS)}, got {cfg.fp32_precision!r}"
         )
     check_wandb(cfg)
+
+
+def _check_own_models(evaluation: DictConfig) -> None:
+    """Check the settings of models that clients use themselves; runs stored before there were some have no such key."""
+    for name, least, null in (
+        ("personal_every", 1, None),
+        ("personal_clients", 1, "all of them"),
+        ("fine_tune_epochs", 0, "what the algorithm is published with"),
+        ("fine_tune_every", 1, "after the last round only"),
+    ):
+        value = evaluation.get(name, least)
+        if value is None and null:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            expected = "a positive integer" if least else "an integer of 0 or more"
+            either = f"null ({null}) or " if null else ""
+            raise ConfigurationError(f"evaluation.{name} must be {either}{expected}, got {value!r}")
+    value = evaluation.get("after_training", False)
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"evaluation.after_training must be true or false, got {value!r}")
 
 
 def _check_trainer(trainer: DictConfig) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytorch_lightning as pl
 import torch
@@ -64,11 +65,13 @@ class Executor(ABC):
         phases: The parts of local training.
         shared: Which parameters travel, ``(params,)`` bool; None for all.
         lr_schedule: What the local learning rate is multiplied with, by round.
+        purpose: What is trained for, when that is no round of training: other batches and other draws.
         may_end_the_process: Whether something outside may end this process without an exception.
     """
 
     may_end_the_process = False
     lr_schedule: LRSchedule = Constant()
+    purpose = ""
 
     def __init__(
         self,
@@ -87,18 +90,35 @@ class Executor(ABC):
             )
         self.trainer = trainer
         self.model = model
-        self.algorithm = algorithm
         self.dataset = dataset
         self.task = dataset.task
         self.client_indices = client_indices
         self.seed = seed
         self.row_dtype = ROW_DTYPES[row_dtype] or model.params.dtype
+        self._label_counts: dict[int, Tensor] = {}
+        self.take(algorithm)
+
+    def take(self, algorithm: Algorithm) -> None:
+        """Get ready to train by an algorithm; whatever depends on it is set here."""
+        model = self.model
+        self.algorithm = algorithm
         self.phases = tuple(_on(phase, model.device) for phase in algorithm.phases(model.blocks))
         self.shared = algorithm.shared(model.blocks)
         self._lr: float = algorithm.optimizer_settings().get("lr", math.nan)
         self._memory = RowMemory(model.params.numel(), self.row_dtype, model.device)
-        self._label_counts: dict[int, Tensor] = {}
         self._plans: dict[int, LocalPlan] = {}
+
+    def playing(self, algorithm: Algorithm, purpose: str) -> Self:
+        """Return this executor for another algorithm: same model, data and workers, rows in the model's own type.
+
+        Args:
+            algorithm: What clients compute.
+            purpose: Part of the address of all that is drawn, so that it is not what a round of training draws.
+        """
+        other = copy.copy(self)
+        other.purpose, other.row_dtype = purpose, self.model.params.dtype
+        other.take(algorithm)
+        return other
 
     def __call__(
         self, client_ids: Sequence[int], server: ServerState, versions: Mapping[int, GlobalModel] | None = None
@@ -200,20 +220,20 @@ class Executor(ABC):
             self.client_indices[client_id],
             self.algorithm.batch_size,
             self.num_steps(client_id),
-            numpy_generator(self.seed, "shuffle", round_index, client_id),
-            torch_generator(self.seed, "augment", round_index, client_id) if augmented else None,
+            numpy_generator(self.seed, self.purpose + "shuffle", round_index, client_id),
+            torch_generator(self.seed, self.purpose + "augment", round_index, client_id) if augmented else None,
             chunk_size,
         )
 
     def batch_rows(self, client_id: int, round_index: int) -> Iterator[Tensor]:
         """Yield which rows of the training split make up each of :meth:`batches`, ``(B,)`` int64."""
-        generator = numpy_generator(self.seed, "shuffle", round_index, client_id)
+        generator = numpy_generator(self.seed, self.purpose + "shuffle", round_index, client_id)
         batch_size, num_steps = self.algorithm.batch_size, self.num_steps(client_id)
         return client_rows(self.client_indices[client_id], batch_size, num_steps, generator)
 
     def client_seed(self, client: ClientView) -> int:
         """Return the seed of what a client draws while it trains."""
-        return torch_seed(self.seed, "client", client.round_index, client.client_id)
+        return torch_seed(self.seed, self.purpose + "client", client.round_index, client.client_id)
 
     def plan(self, client_id: int) -> LocalPlan:
         """Return how a client trains, in every round."""

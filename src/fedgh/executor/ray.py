@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgh.algorithm.base import Algorithm
 from fedgh.client.view import ClientView
 from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.device import precisions, restore_precisions
@@ -137,6 +138,11 @@ class RayExecutor(Executor):
         self._slots = [self._start() for _ in range(wanted)]
         self._dismiss = weakref.finalize(self, _dismiss, ray, self._slots)
 
+    def playing(self, algorithm: Algorithm, purpose: str) -> Self:
+        """See :meth:`fedgh.executor.base.Executor.playing`; the workers are those of this executor."""
+        self.open()
+        return super().playing(algorithm, purpose)
+
     def close(self) -> None:
         """End the workers, and Ray if it was started for them."""
         if self._slots:
@@ -175,7 +181,8 @@ class RayExecutor(Executor):
         errors = ray.exceptions
         lost = (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError)
         common = _common_message(clients)
-        for_all = ray.put((t, tuple(map(_raw_model, clients[0].models)), _raw(common)))
+        played = (self.algorithm, self.purpose) if self.purpose else None
+        for_all = ray.put((t, tuple(map(_raw_model, clients[0].models)), _raw(common), played))
         work, again = self.shares(clients), deque[list[int]]()
         deaths: Counter[int] = Counter()
         results: list[ClientResult] = []
@@ -326,20 +333,23 @@ class Worker:
         return f"process {os.getpid()} on {socket.gethostname()}, node {ray.get_runtime_context().get_node_id()}"
 
     def train(
-        self, for_all: tuple[int, tuple[GlobalModel, ...], Message], errands: Sequence[_Errand]
+        self,
+        for_all: tuple[int, tuple[GlobalModel, ...], Message, tuple[Algorithm, str] | None],
+        errands: Sequence[_Errand],
     ) -> tuple[Raw, list[ClientResult], float]:
         """Train clients.
 
         Args:
-            for_all: Round, global models, and the message that everybody is sent.
+            for_all: Round, global models, the message that everybody is sent, and what to play instead of the
+                algorithm of the run, see :meth:`~fedgh.executor.base.Executor.playing`.
             errands: What concerns one client, by ascending id.
 
         Returns:
             Updates ``(clients, params)``, the rest of what each client gave, and seconds that it took.
         """
         started = time.perf_counter()
-        round_index, models, common = for_all
-        executor = self.executor
+        round_index, models, common, played = for_all
+        executor = self.executor if played is None else self.executor.playing(*played)
         clients = [
             executor.view(
                 errand.client_id,

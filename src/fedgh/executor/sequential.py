@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedgh.algorithm.base import Algorithm
 from fedgh.client.local import LocalWork
 from fedgh.client.module import Client
 from fedgh.client.view import ClientView
@@ -26,7 +27,11 @@ class SequentialExecutor(FittingExecutor):
 
     def __init__(self, row_dtype: str = "float32", **parts: Any) -> None:
         super().__init__(row_dtype=row_dtype, **parts)
-        self.module = Client(self.model, self.algorithm)
+
+    def take(self, algorithm: Algorithm) -> None:
+        """See :meth:`fedgh.executor.base.Executor.take`."""
+        super().take(algorithm)
+        self.module = Client(self.model, algorithm)
 
     def work(self, clients: Sequence[ClientView], rows: Tensor) -> Iterator[list[LocalWork]]:
         """Yield the work of a few small clients, or of one large one, at a time."""

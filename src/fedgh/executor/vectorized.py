@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from fedgh.algorithm.base import OptimizerFactory
+from fedgh.algorithm.base import Algorithm, OptimizerFactory
 from fedgh.client.module import ClientGroup
 from fedgh.client.vectorized import GroupWork, Part
 from fedgh.client.view import ClientView
@@ -58,15 +58,20 @@ class VectorizedExecutor(FittingExecutor):
     module: ClientGroup
 
     def __init__(self, width: int, row_dtype: str = "float32", lower_width: bool = False, **parts: Any) -> None:
-        super().__init__(row_dtype=row_dtype, **parts)
         if not isinstance(width, int) or width < 1:
             raise ConfigurationError(f"executor.width must be a positive integer, got {width!r}; try 20")
-        require_elementwise(self.algorithm.optimizer)
         self.width = width
+        super().__init__(row_dtype=row_dtype, **parts)
+        self.memory = self._check_memory(lower_width)
+        self.module.width = self.width
+
+    def take(self, algorithm: Algorithm) -> None:
+        """See :meth:`fedgh.executor.base.Executor.take`."""
+        super().take(algorithm)
+        require_elementwise(algorithm.optimizer)
         try_group(self)
         self.pads = ignores_padding(self)
-        self.memory = self._check_memory(lower_width)
-        self.module = ClientGroup(self.model, self.algorithm, self.width)
+        self.module = ClientGroup(self.model, algorithm, self.width)
 
     def _check_memory(self, lower_width: bool) -> str:
         """Compare what a group takes with what there is; warn, or lower the width; return the reason."""
@@ -153,7 +158,7 @@ class VectorizedExecutor(FittingExecutor):
         rows = [self.batch_rows(client.client_id, client.round_index) for client in clients]
         if self.dataset.augmentation is None:
             return [((batch,) for batch in mine) for mine in rows]
-        generators = [torch_generator(self.seed, "augment", c.round_index, c.client_id) for c in clients]
+        generators = [torch_generator(self.seed, self.purpose + "augment", c.round_index, c.client_id) for c in clients]
         ahead = max(1, GROUP_EXAMPLES // (len(clients) * self.algorithm.batch_size))
         return group_batches(self.dataset, rows, generators, ahead)
 

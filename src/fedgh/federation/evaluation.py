@@ -51,6 +51,13 @@ class Cells:
     num_cells: int
     counts: Tensor | None
 
+    @property
+    def num_examples(self) -> Tensor:
+        """How many examples each client's score stands for, ``(clients,)`` int64: test examples of its own, or n_k."""
+        if self.counts is None:
+            return torch.bincount(self.of_test[self.of_test >= 0], minlength=self.num_cells)
+        return self.counts.sum(1)
+
     def client_scores(self, scores: Tensor) -> Tensor:
         """Return each client's expected score, ``(clients,)`` float64; NaN for a client without test examples.
 
@@ -152,7 +159,7 @@ class Evaluation:
         """
         clients = cells.client_scores(self.scores[self.main])
         means = {f"global/test/{name}": mean for name, mean in {**self.means, **self.further}.items()}
-        return {**means, **spread(clients, f"client/test/{self.main}")}
+        return {**means, **spread(clients, f"client/test/{self.main}", cells.num_examples)}
 
 
 @torch.no_grad()

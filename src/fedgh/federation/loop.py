@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fedgh.core.types import ServerState
 from fedgh.federation.evaluation import evaluate
-from fedgh.federation.personal import personal_metrics
+from fedgh.federation.personal import fine_tuned_metrics, personal_metrics, trained_metrics
 from fedgh.federation.round import Federation, Round, run_round
 from fedgh.federation.stopping import StopRequest
 from fedgh.metric.conflict import (
@@ -105,6 +105,10 @@ class Schedule:
         checkpoint_every: Rounds between two checkpoints; the last round and an interrupted run are always saved.
         personal_every: Rounds between two evaluations of personal models, of the algorithms that have some.
         personal_clients: How many clients' personal models are evaluated at most; None for all.
+        after_training: Whether participants are evaluated after local training, too, before aggregation.
+        fine_tune_epochs: Epochs of fine-tuning before a further evaluation; 0 for none, None for what the algorithm is
+            published with.
+        fine_tune_every: Rounds between two of those; None: after the last round only.
     """
 
     num_rounds: int
@@ -113,10 +117,13 @@ class Schedule:
     checkpoint_every: int
     personal_every: int = 1
     personal_clients: int | None = None
+    after_training: bool = False
+    fine_tune_epochs: int | None = None
+    fine_tune_every: int | None = None
 
-    def due(self, every: int, finished: int) -> bool:
-        """Tell whether something done ``every`` so many rounds is due after ``finished`` rounds."""
-        return finished % every == 0 or finished == self.num_rounds
+    def due(self, every: int | None, finished: int) -> bool:
+        """Tell whether something done ``every`` so many rounds, or at the end, is due after ``finished`` rounds."""
+        return finished == self.num_rounds or (every is not None and finished % every == 0)
 
 
 def train(
@@ -137,7 +144,7 @@ def train(
         while server.round_index < schedule.num_rounds and not stop.signal:
             try:
                 outcome = run_round(federation, server)
-                row = describe(federation, outcome, schedule)
+                row = describe(federation, outcome, schedule, server)
                 for callback in callbacks:
                     callback(federation, server, outcome, row)
                 recorder.record(row)
@@ -160,8 +167,15 @@ def train(
     return server, stop.signal
 
 
-def describe(federation: Federation, outcome: Round, schedule: Schedule) -> Row:
-    """Return a round's row: accuracy, conflict before harmonization, what the aggregator did, cost."""
+def describe(federation: Federation, outcome: Round, schedule: Schedule, before: ServerState | None = None) -> Row:
+    """Return a round's row: accuracy, conflict before harmonization, what the aggregator did, cost.
+
+    Args:
+        federation: The parts.
+        outcome: What happened.
+        schedule: What is due.
+        before: The state before the round, for the models after local training.
+    """
     result, aggregate = outcome.result, outcome.aggregate
     row = Row(outcome.server.round_index)
     row.metrics = {
@@ -189,6 +203,8 @@ def describe(federation: Federation, outcome: Round, schedule: Schedule) -> Row:
     if schedule.due(schedule.evaluate_every, row.round):
         started = perf_counter()
         row.metrics |= evaluated(federation, outcome.server, schedule)
+        if schedule.after_training and before is not None and schedule.due(schedule.personal_every, row.round):
+            row.metrics |= trained_metrics(federation, before, outcome, **own_models(federation, schedule))
         row.metrics["time/evaluate_seconds"] = perf_counter() - started
     return row
 
@@ -207,16 +223,28 @@ def evaluated(federation: Federation, server: ServerState, schedule: Schedule) -
 
 
 def _evaluated(federation: Federation, server: ServerState, schedule: Schedule) -> dict[str, float]:
-    cells, batch_size = federation.cells, schedule.evaluate_batch_size
-    parts = federation.dataset, batch_size, federation.metrics
+    own = own_models(federation, schedule)
+    parts = federation.dataset, schedule.evaluate_batch_size, federation.metrics
     evaluations = [evaluate(federation.model, model, *parts) for model in server.models]
-    score, metrics = evaluations[0].main, evaluations[0].metrics(cells)
+    score, metrics = evaluations[0].main, evaluations[0].metrics(own["cells"])
     if schedule.due(schedule.personal_every, server.round_index):
-        metrics |= personal_metrics(federation, server, cells, batch_size, schedule.personal_clients, score)
+        metrics |= personal_metrics(federation, server, **own)
+    if schedule.due(schedule.fine_tune_every, server.round_index):
+        metrics |= fine_tuned_metrics(federation, server, **own, epochs=schedule.fine_tune_epochs)
     if server.siblings:
         metrics |= {f"model/{j}/test/{score}": one.value for j, one in enumerate(evaluations)}
         metrics[f"global/test/{score}"] = metrics.get(f"personal/test/{score}_mean", evaluations[0].value)
     return metrics
+
+
+def own_models(federation: Federation, schedule: Schedule) -> dict[str, Any]:
+    """Return how clients' own models are evaluated, whatever the moment; see :mod:`fedgh.federation.personal`."""
+    return {
+        "cells": federation.cells,
+        "batch_size": schedule.evaluate_batch_size,
+        "max_clients": schedule.personal_clients,
+        "score": federation.dataset.task.main,
+    }
 
 
 def _progress(total: int, initial: int) -> Any:

@@ -28,19 +28,27 @@ def client_accuracy(class_accuracy: Tensor, class_counts: Tensor) -> Tensor:
     return correct / counts.sum(1)
 
 
-def spread(values: Tensor, name: str) -> dict[str, float]:
-    """Return mean, standard deviation (population) and mean of the worst tenth and the worst of per-client values.
+def spread(values: Tensor, name: str, num_examples: Tensor | None = None) -> dict[str, float]:
+    """Return both means, standard deviation (population) and mean of the worst tenth and the worst of clients' values.
 
     Args:
         values: ``(clients,)``; NaN entries are left out.
-        name: Metric name; the keys are ``{name}_mean``, ``{name}_std``, ``{name}_worst10`` and ``{name}_worst``.
+        name: Metric name; the keys are ``{name}_mean``, ``{name}_std``, ``{name}_worst10`` and ``{name}_worst``, and
+            ``{name}_mean_examples``, over examples: every client counts by how many it has.
+        num_examples: ``(clients,)``; without it there is no mean over examples.
     """
-    defined = values[~values.isnan()]
+    known = ~values.isnan()
+    defined = values[known]
     if len(defined) == 0:
         return {}
+    over_examples = {}
+    if num_examples is not None:
+        counts = num_examples[known].to(defined)
+        over_examples = {f"{name}_mean_examples": float(defined @ counts / counts.sum())}
     worst = defined.sort().values[: math.ceil(len(defined) / 10)]
     return {
         f"{name}_mean": float(defined.mean()),
+        **over_examples,
         f"{name}_std": float(defined.std(correction=0)),
         f"{name}_worst10": float(worst.mean()),
         f"{name}_worst": float(worst[0]),
@@ -51,7 +59,8 @@ def closing_numbers(rows: Sequence[Mapping[str, float]], main: str = "acc") -> d
     """Return what a run is summed up by: accuracy of the last round and of the last ten evaluated, conflict ratio.
 
     ``final/val_{main}`` and ``last10/val_{main}_mean`` are the same of what was held out of the training data;
-    ``final/personal_{main}`` is the mean over clients of their personal models; bytes are those of all rounds together.
+    ``final/personal_{main}`` and ``final/fine_tuned_{main}`` are means over clients of their own models; bytes are
+    those of all rounds together.
 
     Args:
         rows: The recorded metrics of its rounds; those that were not evaluated have no accuracy.
@@ -68,9 +77,10 @@ def closing_numbers(rows: Sequence[Mapping[str, float]], main: str = "acc") -> d
     if held_out:
         last = held_out[-10:]
         numbers |= {f"final/val_{main}": held_out[-1], f"last10/val_{main}_mean": sum(last) / len(last)}
-    personal = [row[name] for row in rows if (name := f"personal/test/{main}_mean") in row]
-    if personal:
-        numbers[f"final/personal_{main}"] = personal[-1]
+    for kind in ("personal", "fine_tuned"):
+        own = [row[name] for row in rows if (name := f"{kind}/test/{main}_mean") in row]
+        if own:
+            numbers[f"final/{kind}_{main}"] = own[-1]
     for way in ("bytes_down", "bytes_up"):
         if any(f"federation/{way}" in row for row in rows):
             numbers[f"total/{way}"] = sum(row.get(f"federation/{way}", 0.0) for row in rows)
@@ -84,7 +94,7 @@ def final_score(numbers: Mapping[str, float]) -> float | None:
 
     That is its final main score, on what was held out of the training data if something was, else on the test split.
     """
-    others = ("final/conflict_ratio", "final/personal_")
+    others = ("final/conflict_ratio", "final/personal_", "final/fine_tuned_")
     names = [name for name in numbers if name.startswith("final/") and not name.startswith(others)]
     names.sort(key=lambda name: not name.startswith("final/val_"))
     return numbers[names[0]] if names else None

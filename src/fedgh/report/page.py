@@ -329,6 +329,7 @@ def _tiles(run: Run) -> dict[str, str]:
         ("global/test/acc", "test accuracy"),
         ("client/test/acc_worst10", "accuracy of the worst tenth of clients"),
         ("personal/test/acc_mean", "accuracy of personal models, mean over clients"),
+        ("fine_tuned/test/acc_mean", "accuracy of fine-tuned models, mean over clients"),
         ("conflict/ratio", "pairs in conflict"),
         ("harmonization/conflict_ratio", f"pairs in conflict after {_rule(run)}"),
         ("harm/share", "clients harmed in the last report"),

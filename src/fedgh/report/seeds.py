@@ -19,9 +19,9 @@ from fedgh.storage.run import Run
 MEASURES = {"accuracy": "final/acc", "last10": "last10/acc_mean", "conflict": "mean/conflict_ratio"}
 """Column -> closing number: test accuracy after the last round, its mean over the last ten rounds, and the share of
 pairs of clients in conflict over all rounds."""
-WHERE_THERE = {"validation": "final/val_acc", "personal": "final/personal_acc"}
+WHERE_THERE = {"validation": "final/val_acc", "personal": "final/personal_acc", "fine_tuned": "final/fine_tuned_acc"}
 """Likewise, where a part of the training data was held out: accuracy on it after the last round; and where clients use
-models of their own: mean over clients of their accuracy."""
+models of their own, kept or fine-tuned: mean over clients of their accuracy."""
 OF_A_RUN = {
     "final": MEASURES["accuracy"],
     "last10": MEASURES["last10"],
@@ -34,6 +34,7 @@ HEADINGS = {
     "last10": "mean of the last ten rounds (%)",
     "validation": "held-out training data (%)",
     "personal": "personal models (%)",
+    "fine_tuned": "fine-tuned models (%)",
     "conflict": "pairs in conflict (%)",
 }
 EXPLAINED = (
