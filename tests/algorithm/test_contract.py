@@ -43,6 +43,7 @@ NEUTRAL = {
     "feddecorr": {"beta": 0.0},
     "feddisco": {"a": 0.0, "b": 0.0},
     "feddyn": "as alpha goes to 0 the pull vanishes and h does not",
+    "fedgradnorm": "without weights of its own it is FedRep with uniform weights, see test_fedgradnorm",
     "fedlc": {"tau": 0.0},
     "fedlesam": {"rho": 0.0},
     "fedmoswa": "has no strength of its correction; its first round is FedSWA's, see test_fedmoswa",
@@ -53,6 +54,7 @@ NEUTRAL = {
     "fedrep": {"own_parameters": [], "body_epochs": 2},
     "fedspeed": "as alpha goes to 0 the pull vanishes and h does not; with rho = 0 it is FedDyn, see test_fedspeed",
     "fedswa": {"final_rate": 1.0, "optimizer": SGD},
+    "gradnorm": {},  # where there is one task
     "ifca": {"num_models": 1},
     "lg_fedavg": {"shared_parameters": ["*"]},  # on a network without running statistics
     "local": "nothing is exchanged",
@@ -74,6 +76,8 @@ EXTRA_BYTES = {
     "feddc": lambda p, b: (4 * p, 4 * p),
     "feddisco": lambda p, b: (0, 8 * 3),
     "fedmoswa": lambda p, b: (4 * p, 4 * p),
+    "fedgradnorm": lambda p, b: (0, 12),
+    "gradnorm": lambda p, b: (0, 4),
     "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter
     "scaffold": lambda p, b: (4 * p, 4 * p),
 }

@@ -33,7 +33,7 @@ class PartialPersonalization(Algorithm, ABC):
 
     def own(self, blocks: Sequence[Block]) -> Tensor:
         """Return which columns stay with the client, ``(params,)`` bool."""
-        return _columns(tuple(blocks), tuple(self.own_names(blocks)))
+        return columns(tuple(blocks), tuple(self.own_names(blocks)))
 
     def shared(self, blocks: Sequence[Block]) -> Tensor:
         """Return which columns travel, ``(params,)`` bool."""
@@ -71,5 +71,7 @@ class PartialPersonalization(Algorithm, ABC):
 
 
 @lru_cache(maxsize=32)
-def _columns(blocks: tuple[Block, ...], names: tuple[str, ...]) -> Tensor:
-    return columns_of(blocks, names) if names else torch.zeros(blocks[-1].stop, dtype=torch.bool)
+def columns(blocks: tuple[Block, ...], names: tuple[str, ...], device: torch.device | str = "cpu") -> Tensor:
+    """Return :func:`columns_of`, none where there are no names: one tensor however often it is asked for."""
+    mask = columns_of(blocks, names) if names else torch.zeros(blocks[-1].stop, dtype=torch.bool)
+    return mask.to(device)

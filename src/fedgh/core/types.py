@@ -210,6 +210,7 @@ class CohortResult:
             int64; None in synchronous runs.
         bytes_down: What the server sent, together.
         bytes_up: What the clients sent, together.
+        memory: What the algorithm kept on the server when the round began, as in :class:`ServerState`.
     """
 
     client_ids: tuple[int, ...]
@@ -224,6 +225,7 @@ class CohortResult:
     staleness: Tensor | None = None
     bytes_down: int = 0
     bytes_up: int = 0
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def select(self, keep: Tensor) -> CohortResult:
         """Return the rows where ``keep`` (clients,) is true, as copies; what was sent was sent all the same."""

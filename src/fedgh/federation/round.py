@@ -144,7 +144,7 @@ def run_round(federation: Federation, server: ServerState) -> Round:
         result = federation.executor(client_ids, server)
     else:
         result, server = clock.collect(federation.executor, server)
-    trained = perf_counter()
+    trained, result = perf_counter(), replace(result, memory=before.memory)
     block_grams = result.updates.gram(by_block=True) if affordable(result.updates) else result.updates.gram()[None]
     dropped: tuple[int, ...] = ()
     if not is_finite(result, block_grams):

@@ -41,6 +41,11 @@ class Task(ABC):
         """Number of classes that label-skew partitions and per-class numbers go by."""
         return len(self.strata_names)
 
+    @property
+    def num_targets(self) -> int:
+        """How many targets an example has that a method may weigh against each other, see :meth:`losses`."""
+        return 1
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar; targets equal to ``PADDING`` do not count.
@@ -51,7 +56,7 @@ class Task(ABC):
         """
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the terms that a method may weigh against each other, ``(terms,)``; one where there is one target."""
+        """Return the loss of each target that a method may weigh, ``(num_targets,)``."""
         return self.loss(outputs, targets)[None]
 
     @abstractmethod

@@ -20,14 +20,22 @@ class MultiTask(Task):
 
     Attributes:
         class_names: Names of the classes of each task, by the name of the task.
+        apart: Whether an example may lack the first label, too, as where each client has a task of its own; label-skew
+            partitions then go by task and class of an example's first label.
     """
 
     class_names: Mapping[str, tuple[str, ...]]
+    apart: bool = False
 
     @property
     def num_outputs(self) -> int:
         """One logit per class of every task."""
         return sum(self.widths)
+
+    @property
+    def num_targets(self) -> int:
+        """One per task."""
+        return len(self.class_names)
 
     @property
     def widths(self) -> list[int]:
@@ -36,7 +44,9 @@ class MultiTask(Task):
 
     @property
     def strata_names(self) -> tuple[str, ...]:
-        """The classes of the first task."""
+        """The classes of the first task; of all tasks where they are apart."""
+        if self.apart:
+            return tuple(f"{task} {name}" for task, names in self.class_names.items() for name in names)
         return next(iter(self.class_names.values()))
 
     def parts(self, outputs: Tensor) -> tuple[Tensor, ...]:
@@ -49,8 +59,9 @@ class MultiTask(Task):
         return torch.stack([mean_cross_entropy(part, target) for part, target in pairs])
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over the tasks of :meth:`losses`."""
-        return self.losses(outputs, targets).mean()
+        """Return the mean of :meth:`losses` over the tasks that the batch has labels of."""
+        known = (targets != PADDING).reshape(-1, targets.shape[-1]).any(0)
+        return self.losses(outputs, targets).sum() / known.sum().clamp(min=1)
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return share of right answers and mean loss over an example's labels, and ``acc/<task>`` where it has one."""
@@ -69,16 +80,22 @@ class MultiTask(Task):
         return {name: probabilities(part, labels) for name, part, labels in pairs}
 
     def strata(self, targets: Tensor) -> Tensor:
-        """Return the labels of the first task."""
-        return targets[..., 0]
+        """Return the labels of the first task; where tasks are apart, of an example's first label."""
+        if not self.apart:
+            return targets[..., 0]
+        first = (targets != PADDING).to(torch.int8).argmax(-1, keepdim=True)
+        offsets = torch.tensor([0, *self.widths[:-1]], device=targets.device).cumsum(0)
+        return offsets[first[..., 0]] + targets.gather(-1, first)[..., 0]
 
     def fault(self, targets: Tensor, num_examples: int) -> str | None:
-        """Labels must be int64 ``(N, tasks)``; the first task's are all there."""
+        """Labels must be int64 ``(N, tasks)``; the first task's are all there, or one of each example's tasks."""
         shape = (num_examples, len(self.class_names))
         wrong = type_fault(targets, torch.int64, tuple(targets.shape) == shape, f"{shape}, one per example and task")
         if wrong:
             return wrong
         for place, (name, width) in enumerate(zip(self.class_names, self.widths, strict=True)):
-            if wrong := label_fault(targets[:, place], width, padding=place > 0):
+            if wrong := label_fault(targets[:, place], width, padding=place > 0 or self.apart):
                 return f", task {name}{wrong}"
+        if self.apart and bool((empty := (targets == PADDING).all(1)).any()):
+            return f", row {int(empty.nonzero()[0])}: it has a label of no task; leave it out."
         return None
