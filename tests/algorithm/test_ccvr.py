@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from fedgh.algorithm.ccvr import CCVR, merged, moments, together
+from fedgh.algorithm.ccvr import CCVR, merged, moments
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation.round import first_state, run_round
 from fedgh.model.mlp import MLP
@@ -27,7 +27,8 @@ def test_statistics_by_hand():
 def test_two_clients_by_hand():
     """(0) and (2), merged with (4): mean 2, covariance (4 + 0 + 4) / 2 = 4; a class that one lacks is the other's."""
     one, other = (moments(torch.tensor(z)[:, None], torch.zeros(len(z)).long(), 2) for z in ([0.0, 2.0], [4.0]))
-    for both in (together(one, other), together(other, one)):
+    for answers in ([(0, one), (1, other)], [(0, other), (1, one)]):
+        both = merged(lambda question, answers=answers: iter(answers))
         assert (both["count"][0], both["mean"][0, 0], both["covariance"][0, 0, 0]) == (3, 2, 4)
         assert both["count"][1] == both["mean"][1, 0] == both["covariance"][1, 0, 0] == 0
 

@@ -120,21 +120,19 @@ def moments(features: Tensor, targets: Tensor, classes: int) -> Message:
 
 
 def merged(ask: Ask) -> Message:
-    """Return the statistics of all clients' features together, as if they lay in one place."""
-    total: Message = {}
+    """Return the statistics of all clients' features together, as if they lay in one place: equations (3) and (4)."""
+    totals: list[Tensor] = []  # of every class: examples, features, and their outer products
     for _, answer in ask(statistics_of):
-        moved = {name: tensor.cpu() for name, tensor in answer.items()}
-        total = together(total, moved) if total else moved
-    return total
+        n, mean, covariance = (answer[name].cpu() for name in ("count", "mean", "covariance"))
+        spread = (n - 1).clamp(min=0)[:, None, None] * covariance
+        mine = [n, n[:, None] * mean, spread + n[:, None, None] * outer(mean)]
+        totals = [total + part for total, part in zip(totals, mine, strict=True)] if totals else mine
+    n, features, products = totals
+    mean = features / n.clamp(min=1)[:, None]
+    spread = products - n[:, None, None] * outer(mean)
+    return {"count": n, "mean": mean, "covariance": spread / (n - 1).clamp(min=1)[:, None, None]}
 
 
-def together(one: Message, other: Message) -> Message:
-    """Return the statistics of two sets of features from those of each."""
-    n, m = one["count"], other["count"]
-    total = (n + m).clamp(min=1)
-    apart = other["mean"] - one["mean"]
-    mean = one["mean"] + (m / total)[:, None] * apart
-    scatter = (n - 1).clamp(min=0)[:, None, None] * one["covariance"]
-    scatter = scatter + (m - 1).clamp(min=0)[:, None, None] * other["covariance"]
-    scatter = scatter + (n * m / total)[:, None, None] * apart[:, :, None] * apart[:, None, :]
-    return {"count": n + m, "mean": mean, "covariance": scatter / (n + m - 1).clamp(min=1)[:, None, None]}
+def outer(vectors: Tensor) -> Tensor:
+    """Return the outer product of every row with itself."""
+    return vectors[:, :, None] * vectors[:, None, :]
