@@ -227,7 +227,7 @@ def _evaluated(federation: Federation, server: ServerState, schedule: Schedule) 
     parts = federation.dataset, schedule.evaluate_batch_size, federation.metrics
     evaluations = [evaluate(federation.model, model, *parts) for model in server.models]
     score, metrics = evaluations[0].main, evaluations[0].metrics(own["cells"])
-    if schedule.due(schedule.personal_every, server.round_index):
+    if federation.algorithm.overrides("personal") and schedule.due(schedule.personal_every, server.round_index):
         metrics |= personal_metrics(federation, server, **own)
     if schedule.due(schedule.fine_tune_every, server.round_index):
         metrics |= fine_tuned_metrics(federation, server, **own, epochs=schedule.fine_tune_epochs)
