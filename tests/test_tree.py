@@ -21,7 +21,11 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / 
 
 MIRRORED = ("algorithm", "aggregator", "server_optimizer", "dataset", "partition", "model", "sampler", "executor")
 # A second yaml of a module, which says so in its comments.
-SECOND = {("aggregator", "ida"): "geometric_median", ("executor", "cohort"): "vectorized"}
+SECOND = {
+    ("aggregator", "ida"): "geometric_median",
+    ("aggregator", "sign_agreement"): "fedgma",
+    ("executor", "cohort"): "vectorized",
+}
 NOT_CHOSEN = ("hydra", "experiment", "sweep")  # tested by themselves; `sweep` holds files for `wandb sweep`
 RUN = ["logger=csv", "callback=none", "trainer=cpu"]
 

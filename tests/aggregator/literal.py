@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 from torch import Tensor
 
 from fedgh.aggregator.projection import random_orders
@@ -116,6 +116,13 @@ def mgda(rows, cohort, rule, memory):
     return nearest_to_zero(rows)
 
 
+def _weights_nearest_to_zero(rows):
+    """Weights on the simplex that give the nearest point, for rows of which it has one set."""
+    point = nearest_to_zero(rows)
+    system = torch.cat([rows.T / rows.norm(), torch.ones(1, len(rows), dtype=torch.float64)]).numpy()
+    return nnls(system, np.r_[(point / rows.norm()).numpy(), 1.0], maxiter=1000)[0].tolist()
+
+
 def fedmgda_plus(rows, cohort, rule, memory):
     """All ways to put each weight at its lower end, at its upper end, or in between."""
     units, p = units_of(rows), cohort.weights / cohort.weights.sum()
@@ -141,10 +148,13 @@ def fedmgda_plus(rows, cohort, rule, memory):
 def cagrad(rows, cohort, rule, memory):
     """The primal problem: the best worst-off gain over the ball around the mean, by sequential quadratic programs."""
     rows = len(rows) * cohort.weights[:, None] * rows
+    return best_of_ball(rows, rows.mean(0), rule.c)
+
+
+def best_of_ball(rows, center, reach):
     scale = rows.norm(dim=1).max() or torch.ones(())
-    g = (rows / scale).numpy()
-    center = g.mean(0)
-    radius = rule.c * np.linalg.norm(center)
+    g, center = (rows / scale).numpy(), (center / scale).numpy()
+    radius = reach * np.linalg.norm(center)
     if radius < 1e-12:
         return scale * torch.from_numpy(center)
     constraints = [
@@ -330,6 +340,228 @@ def matched(rows, cohort, rule, memory):
                 h, amount = h - share * rows[j], amount - share
         gain += float(cohort.weights[k] / cohort.weights.sum()) * amount
     return gain * mean(rows, cohort, rule.rule, memory)
+
+
+LAYERS = ((0, 3), (3, 6), (6, None))
+BLOCKS = ((0, 2), (2, 3), (3, 6), (6, None))
+"""Layers and parameter tensors as the tests' matrix has them."""
+
+
+def craft(rows, cohort, rule, memory):
+    """Pseudo-inverses of the unit updates, layer by layer; memory holds the last direction."""
+    last = memory.get("direction", torch.zeros_like(rows[0]))
+    direction = torch.zeros_like(last)
+    for start, stop in LAYERS:
+        part, r = rows[:, start:stop], last[start:stop]
+        norms = part.norm(dim=1)
+        kept = norms > 0
+        if kept.sum() == 1:
+            direction[start:stop] = part[kept][0]
+        elif kept.sum() > 1:
+            units = part[kept] / norms[kept, None]
+            r = r / r.norm() if r.norm() > 0 else r
+            cutoff = max(units.shape) * torch.finfo(torch.float32).eps
+            p = cohort.weights[kept] / cohort.weights[kept].sum()
+            direction[start:stop] = r + torch.linalg.pinv(units, rtol=cutoff) @ (p - units @ r)
+    memory["direction"] = direction
+    return direction
+
+
+def centered_clipping(rows, cohort, rule, memory):
+    center = memory.get("center", torch.zeros_like(rows[0]))
+    for _ in range(rule.steps):
+        differences = rows - center
+        norms = differences.norm(dim=1)
+        limit = rule.max_norm * (float(np.median(norms.numpy())) if rule.unit == "median" else 1)
+        short = [d * min(1.0, limit / float(n)) if n > 0 else d for d, n in zip(differences, norms, strict=True)]
+        center = center + torch.stack(short).mean(0)
+    memory["center"] = center
+    return center
+
+
+def fedawa(rows, cohort, rule, memory):
+    """The loss on the vectors, its gradient by autograd; memory holds every client's logit."""
+    shares = cohort.weights / cohort.weights.sum()
+    start = [
+        memory.get(k, float(s if rule.init == "share" else s.log()))
+        for k, s in zip(cohort.client_ids, shares, strict=True)
+    ]
+    logits = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    theta = cohort.params.to(torch.float64)[: rows.shape[1]]
+    optimizer = torch.optim.Adam([logits], lr=rule.lr, betas=(0.5, 0.999))
+    for _ in range(rule.steps):
+        pi = logits.softmax(0)
+        used = pi.detach()
+        if rule.distance == "cosine":
+            away = 1 - torch.nn.functional.cosine_similarity(theta[None], theta + rows, eps=0)
+        else:
+            away = rows.square().mean(1)
+        apart = rows - pi @ rows
+        far = apart.norm(dim=1) > 0  # where it is 0 the norm has no gradient
+        loss = pi @ away + pi[far] @ apart[far].norm(dim=1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    memory.update(zip(cohort.client_ids, logits.tolist(), strict=True))
+    return used @ rows * cohort.weights.sum()
+
+
+def confree(rows, cohort, rule, memory):
+    """PCGrad on the vectors, then the best of the ball, as CAGrad's primal problem has it."""
+    orders = random_orders(cohort).tolist()
+    parts = [_confree(rows[:, start:stop], rule, orders) for start, stop in BLOCKS]
+    return torch.cat(parts)
+
+
+def _confree(rows, rule, orders):
+    if len(rows) == 1:
+        return rows[0]
+    guide = literal_fedgh(rows, torch.full((len(rows),), 1 / len(rows)), orders)[1]
+    return best_of_ball(rows, guide, rule.alpha) / (1 + rule.alpha**2)
+
+
+def gc_fed(rows, cohort, rule, memory):
+    """The tests' b.weight is the only tensor of two axes, one unit of three weights."""
+    update = mean(rows, cohort, rule, memory)
+    update[3:6] -= sum(update[3:6]) / 3
+    return update
+
+
+def layerwise_cosine(rows, cohort, rule, memory):
+    return torch.cat([_central(rows[:, start:stop], rule) for start, stop in BLOCKS])
+
+
+def _central(rows, rule):
+    norms = [float(row.norm()) for row in rows]
+    moved = [k for k, norm in enumerate(norms) if norm > 0]
+    if not moved:
+        return 0 * rows[0]
+    scores = {}
+    for k in moved:
+        distances = sorted(1 - float(rows[k] @ rows[j]) / norms[k] / norms[j] for j in moved if j != k)
+        nearest = len(moved) - (rule.num_byzantine + 2 if rule.operator == "krum" else 1)
+        scores[k] = round(sum(distances[: max(nearest, 1)]), 6)
+    best = sorted(moved, key=lambda k: scores[k])[: rule.num_selected]
+    result, middle = rows[best].mean(0), sorted(norms)[(len(norms) - 1) // 2]
+    if rule.shorten and float(result.norm()) > middle:
+        result = result / result.norm() * middle
+    return result
+
+
+def fedgma(rows, cohort, rule, memory):
+    update = []
+    for column in rows.T.tolist():
+        votes = sum(float(w) * ((x > 0) - (x < 0)) for w, x in zip(cohort.weights, column, strict=True))
+        agreement = abs(votes) / float(cohort.weights.sum())
+        mask = 1.0 if agreement >= rule.threshold - 1e-9 else agreement if rule.soft else 0.0
+        update.append(mask * sum(float(w) * x for w, x in zip(cohort.weights, column, strict=True)))
+    return torch.tensor(update, dtype=torch.float64)
+
+
+sign_agreement = fedgma
+
+
+def modo(rows, cohort, rule, memory):
+    """The step by a general solver on the simplex; memory holds multiples of an even share."""
+    x = np.array([memory.get(k, 1.0) for k in cohort.client_ids])
+    x = x / x.sum()
+    squares = (rows * rows).sum(1).mean().item() or 1.0
+    point = x - rule.gamma * ((rows @ (torch.from_numpy(x) @ rows)).numpy() / squares + rule.rho * x)
+    best = None
+    for face in subsets(len(rows)):
+        if face:  # the nearest point of the face's plane
+            candidate = np.zeros(len(x))
+            candidate[list(face)] = point[list(face)] + (1 - point[list(face)].sum()) / len(face)
+            if candidate.min() >= 0 and (
+                best is None or np.sum((candidate - point) ** 2) < np.sum((best - point) ** 2)
+            ):
+                best = candidate
+    memory.update(zip(cohort.client_ids, (best * len(best)).tolist(), strict=True))
+    return torch.from_numpy(best) @ rows
+
+
+def sdmgrad(rows, cohort, rule, memory):
+    center = cohort.weights / cohort.weights.sum() @ rows
+    return nearest_to_zero(rows + rule.lam * center) / (1 + rule.lam) * cohort.weights.sum()
+
+
+def cr_mogm(rows, cohort, rule, memory):
+    """MGDA's weights, by the nearest point's faces; memory holds each client's average."""
+    point, length = nearest_to_zero(rows), (cohort.weights @ rows).norm()
+    weights = _weights_nearest_to_zero(rows) if float(rows.norm()) > 0 else [0.0] * len(rows)
+    terms = sum(weight * float(row.norm()) for weight, row in zip(weights, rows, strict=True))
+    if float(point.norm()) <= 1e-6 * terms:
+        return 0 * rows[0]
+    stretch = float(length / point.norm())  # to the mean's length, as MGDA's yaml says
+    weights = [stretch * weight for weight in weights]
+    if not memory:
+        memory.update(zip(cohort.client_ids, weights, strict=True))
+        return stretch * point  # of awkward rows the weights are not determined, the point is
+    update = 0 * rows[0]
+    for k, weight, row in zip(cohort.client_ids, weights, rows, strict=True):
+        memory[k] = rule.alpha * memory.get(k, weight) + (1 - rule.alpha) * weight
+        update = update + memory[k] * row
+    return update
+
+
+def famo(rows, cohort, rule, memory):
+    """Adam from PyTorch, one optimizer a client: it looks at each coordinate by itself."""
+    losses = dict(zip(cohort.client_ids, (float(loss) + 1e-8 for loss in cohort.losses), strict=True))
+    logits = {k: memory.setdefault(("logit", k), torch.zeros((), dtype=torch.float64)) for k in losses}
+    both = [k for k in losses if k in memory.get("last", {})]
+    if both:
+        z = torch.stack([logits[k] for k in both]).softmax(0)
+        change = torch.tensor([math.log(memory["last"][k] / losses[k]) for k in both], dtype=torch.float64)
+        for k, gradient in zip(both, z * (change - z @ change), strict=True):
+            settings = {"lr": rule.lr, "weight_decay": rule.weight_decay}
+            adam = memory.setdefault(("adam", k), torch.optim.Adam([logits[k]], **settings))
+            logits[k].grad = gradient
+            adam.step()
+    memory["last"] = losses
+    z = torch.stack([logits[k] for k in losses]).softmax(0) / torch.tensor(list(losses.values()), dtype=torch.float64)
+    return z / z.sum() @ rows
+
+
+def stch(rows, cohort, rule, memory):
+    """Coefficients by autograd of the scalarization; memory holds how often a client was there, and its reference."""
+    for k, loss in zip(cohort.client_ids, cohort.losses.tolist(), strict=True):
+        times, reference = memory.get(k, (0, loss))
+        memory[k] = (times + 1, loss if times <= rule.warmup_rounds else reference)
+    losses = cohort.losses.clone().requires_grad_()
+    if rule.form == "log":
+        nadir = torch.tensor([memory[k][1] for k in cohort.client_ids], dtype=torch.float64)
+        scalar = rule.mu * torch.logsumexp((losses / nadir).log() / rule.mu, 0)
+    else:
+        scalar = rule.mu * torch.logsumexp(cohort.weights / cohort.weights.sum() * losses / rule.mu, 0)
+    scalar.backward()
+    return losses.grad / losses.grad.sum() * cohort.weights.sum() @ rows
+
+
+def dwa(rows, cohort, rule, memory):
+    exponentials = []
+    for k, loss in zip(cohort.client_ids, cohort.losses.tolist(), strict=True):
+        exponentials.append(math.exp((loss / memory[k] if k in memory else 1.0) / rule.temperature))
+        memory[k] = loss
+    return sum(e * row for e, row in zip(exponentials, rows, strict=True)) / sum(exponentials)
+
+
+def fedld(rows, cohort, rule, memory):
+    return torch.cat([_principal(rows[:, start:stop], rule) for start, stop in BLOCKS])
+
+
+def _principal(rows, rule):
+    """Every client's component along every principal direction, replaced and averaged."""
+    if float(rows.norm()) == 0:
+        return 0 * rows[0]
+    values, directions = torch.linalg.svd(rows, full_matrices=False)[1:]
+    total, result = float((values**2).sum()), 0 * rows[0]
+    for j in range(min(max(1, math.floor(rule.share * len(rows) + 1e-9)), len(values))):
+        if values[j] ** 2 > len(rows) * torch.finfo(torch.float32).eps * values[0] ** 2:
+            for row in rows:
+                component = float(row @ directions[j])
+                sign = 0 if abs(component) <= 1e-6 * float(row.norm()) else math.copysign(1, component)
+                result += sign * float(values[j] ** 2) / total * row.norm() * directions[j] / len(rows)
+    return result
 
 
 ida = geometric_median

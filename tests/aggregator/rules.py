@@ -36,7 +36,8 @@ def unscaled(name, **settings):
 def matrix(rows):
     """Return an update matrix of three layers, the first one of two blocks; needs at least seven columns."""
     spans = {"a.weight": (0, 2), "a.bias": (2, 3), "b.weight": (3, 6), "c.weight": (6, rows.shape[1])}
-    return UpdateMatrix(rows, tuple(Block(n, a, b, torch.Size([b - a])) for n, (a, b) in spans.items()))
+    shapes = {"b.weight": [1, 3]}
+    return UpdateMatrix(rows, tuple(Block(n, a, b, torch.Size(shapes.get(n, [b - a]))) for n, (a, b) in spans.items()))
 
 
 def cohort_of(num_clients, seed=0, ids=None, round_index=0, weights=None):
@@ -45,7 +46,9 @@ def cohort_of(num_clients, seed=0, ids=None, round_index=0, weights=None):
         weights = torch.rand(num_clients, generator=generator, dtype=torch.float64) + 0.1
         weights = weights / weights.sum()
     losses = torch.rand(num_clients, generator=generator, dtype=torch.float64)
-    return Cohort(tuple(ids or range(num_clients)), weights, losses, seed, round_index)
+    # more than any matrix here has columns: a rule may look at those it has
+    params = torch.randn(10000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return Cohort(tuple(ids or range(num_clients)), weights, losses, seed, round_index, params)
 
 
 def run(rule, rows, cohort, state=None):

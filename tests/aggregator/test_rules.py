@@ -301,7 +301,7 @@ def test_matched_needs_coefficients():
     ("name", "key", "value", "expected"),
     [
         ("matched", "by", "length", "one of gain, norm, got 'length'"),
-        ("fedgh", "order", "size", "one of random, id, cosine, loss, got 'size'"),
+        ("fedgh", "order", "size", "one of random, id, cosine, loss, simultaneous, got 'size'"),
         ("fedgh", "scope", "tensor", "one of model, layer, block, got 'tensor'"),
         ("fedgh", "sweeps", 0, "at least 1, got 0"),
         ("fedgh", "min_norm_ratio", -0.1, "0 (off) or positive, got -0.1"),

@@ -43,6 +43,17 @@ def test_a_rule_gives_what_it_gives_in_a_federation(name, updates, weights):
     assert torch.equal(fedgh.aggregate(updates, weights, name, seed=3, round_index=5), expected)
 
 
+def test_a_rule_that_measures_against_the_model_is_given_it():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    memory = {}
+    fedgh.aggregate(rows, [0.5, 0.3, 0.2], "fedawa", params=torch.tensor([3.0, 4.0]), memory=memory)
+    torch.testing.assert_close(memory["logits"], torch.tensor([0.499, 0.299, 0.201]).double(), rtol=0, atol=1e-6)
+    with pytest.raises(DataError, match="as many numbers as an update has: 2, got 3"):
+        fedgh.aggregate(rows, rule="fedawa", params=torch.ones(3))
+    with pytest.raises(ConfigurationError, match="only updates are known"):
+        fedgh.aggregate(rows, rule="fedawa")
+
+
 def test_weights_are_divided_by_their_sum():
     rows = torch.tensor([[4.0, 0.0], [0.0, 8.0]])
     assert fedgh.aggregate(rows, [1, 3], rule="mean").tolist() == [1.0, 6.0]

@@ -31,7 +31,7 @@ class Aggregate:
     Attributes:
         update: The direction in which the server moves, ``(params,)``.
         coefficients: c with ``update = c @ U``, ``(clients,)`` float64, or ``(blocks, clients)`` where every parameter
-            block has its own; None for coordinate-wise rules.
+            block has its own; None for coordinate-wise rules, and where more than the clients' updates is in it.
         mixing: C, whose row k makes client k's harmonized update ``C[k] @ U``, ``(clients, clients)`` float64, or
             ``(blocks, clients, clients)``; None for rules that have none. Before any rescaling.
         state: What the rule wants back in the next round.
@@ -54,7 +54,8 @@ class Aggregator(ABC):
         stateful: It remembers something from round to round, by client id where it concerns clients.
         random: It draws numbers, addressed by (seed, round, client).
         scale_preserving: Identical updates come back as they are, without any rescaling.
-        needs: ``gram`` or ``coordinates``, what it reads.
+        needs: What it reads: ``gram``, one matrix for the whole model; ``layers``, one per layer or parameter block;
+            ``params``, the global model's parameters, too; ``coordinates``, the rows.
     """
 
     identity_without_conflict: ClassVar[bool] = False
@@ -135,16 +136,19 @@ class CoordinateRule(Aggregator):
     needs = "coordinates"
 
     @abstractmethod
-    def reduce(self, values: Tensor) -> Tensor:
-        """Reduce ``(clients, columns)``, float32 or wider, to ``(columns,)``."""
+    def reduce(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Reduce ``(clients, columns)``, float32 or wider, to ``(columns,)``; weights ``(clients,)`` of that type."""
 
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:  # noqa: ARG002
         """Reduce chunk by chunk, so that the extra memory stays a few percent; see :meth:`Aggregator.__call__`."""
         rows = updates.rows
         dtype = torch.promote_types(rows.dtype, torch.float32)
         width = max(4096, rows.shape[1] // 100)
+        weights = cohort.weights.to(rows.device, dtype)
         starts = range(0, rows.shape[1], width)
-        return Aggregate(torch.cat([self.reduce(rows[:, start : start + width].to(dtype)) for start in starts]))
+        return Aggregate(
+            torch.cat([self.reduce(rows[:, start : start + width].to(dtype), weights) for start in starts])
+        )
 
 
 def rescaled(coefficients: Tensor, gram: Tensor, weights: Tensor, how: str) -> Tensor:

@@ -82,6 +82,11 @@ class ScaledUpdates(UpdateMatrix):
         """See :meth:`UpdateMatrix.gram`."""
         return self.scale[:, None] * self.updates.gram(by_block) * self.scale
 
+    def gram_with(self, row: Tensor, by_block: bool = False) -> Tensor:
+        """See :meth:`UpdateMatrix.gram_with`."""
+        scale = torch.cat([self.scale, torch.ones(1, dtype=torch.float64)])
+        return scale[:, None] * self.updates.gram_with(row, by_block) * scale
+
     def combine(self, coefficients: Tensor) -> Tensor:
         """See :meth:`UpdateMatrix.combine`."""
         return self.updates.combine(coefficients * self.scale)

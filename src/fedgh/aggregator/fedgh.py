@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedgh.aggregator.base import Aggregate, MixingRule, State, require, require_one_of, rescaled
 from fedgh.aggregator.groups import group_grams, group_of_block
-from fedgh.aggregator.projection import harmonize, orders_by, random_orders
+from fedgh.aggregator.projection import harmonize, orders_by, project_at_once, random_orders
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
 
@@ -36,7 +36,9 @@ class FedGH(MixingRule):
     Attributes:
         rescale: See :class:`GramRule`; the paper's is ``none``. The coefficients sum to one or more.
         order: In which order a client is projected against the others: ``random`` (the paper), ``id``, ``cosine`` (from
-            the most opposed to the most aligned), or ``loss`` (ascending local loss, as in FedFV).
+            the most opposed to the most aligned), or ``loss`` (ascending local loss, as in FedFV). ``simultaneous``:
+            all at once, every product taken of the updates as they came, which removes what several opponents share
+            once for each of them (what FedDRM's code calls ConFREE).
         sweeps: How often a client goes through its order. One (the paper) leaves some conflict among three or more
             clients; many bring every update into the dual cone, where it opposes nobody.
         scope: What is harmonized by itself: the whole ``model`` (the paper), every ``layer`` (tensors of one module),
@@ -64,14 +66,16 @@ class FedGH(MixingRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of("order", self.order, ("random", "id", "cosine", "loss"))
+        require_one_of("order", self.order, ("random", "id", "cosine", "loss", "simultaneous"))
         require_one_of("scope", self.scope, ("model", "layer", "block"))
         require(self.sweeps >= 1, "sweeps", "at least 1", self.sweeps)
+        at_once = self.order == "simultaneous"
+        require(not at_once or self.sweeps == 1, "sweeps", "1 with order=simultaneous", self.sweeps)
         require(self.min_norm_ratio >= 0, "min_norm_ratio", "0 (off) or positive", self.min_norm_ratio)
 
     def mix(self, gram: Tensor, cohort: Cohort) -> Tensor:
         """Return C, ``(clients, clients)``; row k holds client k's harmonized update, C >= I entrywise."""
-        return harmonize(gram, self._orders(gram, cohort), self._projectors(gram))
+        return self._mix(gram, self._orders(gram, cohort))
 
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:
         """Harmonize and combine, group by group if asked to; see :meth:`Aggregator.__call__`."""
@@ -79,11 +83,17 @@ class FedGH(MixingRule):
             return super().__call__(updates, gram, cohort, state)
         group = group_of_block(updates.blocks, self.scope)
         grams, orders = group_grams(updates, group), self._orders(gram, cohort)
-        mixing = torch.stack([harmonize(part, orders, self._projectors(part)) for part in grams])
+        mixing = torch.stack([self._mix(part, orders) for part in grams])
         coefficients = rescaled(cohort.weights @ mixing, grams, cohort.weights, self.rescale)[group]
         return Aggregate(updates.combine(coefficients), coefficients, mixing[group])
 
-    def _orders(self, gram: Tensor, cohort: Cohort) -> Tensor:
+    def _mix(self, gram: Tensor, orders: Tensor | None) -> Tensor:
+        projectors = self._projectors(gram)
+        return project_at_once(gram, projectors) if orders is None else harmonize(gram, orders, projectors)
+
+    def _orders(self, gram: Tensor, cohort: Cohort) -> Tensor | None:
+        if self.order == "simultaneous":
+            return None
         if self.order == "random":
             orders = random_orders(cohort)
         elif self.order == "cosine":

@@ -34,7 +34,8 @@ class FedLAG(Aggregator):
         scope: What a layer is: ``layer``, the tensors of one module together, or ``block``, every parameter tensor.
 
     Reference:
-        Nguyen et al.: "Federated Learning with Layer-wise Aggregation via Gradient Analysis", from the formula.
+        Nguyen et al.: "Towards Layer-Wise Personalized Federated Learning: Adaptive Layer Disentanglement via
+        Conflicting Gradients" (FedLAG), arXiv 2410.02845, from the formula.
     Departures:
         Counts on the clients' updates (the released code: on the last batch's gradient, per tensor). No personal
         layers, see above. Of layers with equal scores the earlier one is private.
@@ -47,6 +48,7 @@ class FedLAG(Aggregator):
 
     identity_without_conflict = True
     stateful = True
+    needs = "layers"
 
     def __post_init__(self) -> None:
         require(self.num_private >= 1, "num_private", "at least 1", self.num_private)

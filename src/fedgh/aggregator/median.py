@@ -21,7 +21,7 @@ class Median(CoordinateRule):
         Of updates over a round of local training, not of gradients.
     """
 
-    def reduce(self, values: Tensor) -> Tensor:
+    def reduce(self, values: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG002
         """Reduce ``(clients, columns)`` to ``(columns,)``."""
         num_clients = len(values)
         middle = values.sort(dim=0).values[(num_clients - 1) // 2 : num_clients // 2 + 1]

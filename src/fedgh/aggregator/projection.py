@@ -83,3 +83,21 @@ def harmonize(gram: Tensor, orders: Tensor, projects: Tensor | None = None) -> T
         running += cosines[projector].mul_(step[:, None])
     ratio = torch.where(norms > 0, norms[:, None] / norms, 0.0).fill_diagonal_(1.0)
     return mixing * ratio
+
+
+def project_at_once(gram: Tensor, projects: Tensor | None = None) -> Tensor:
+    """Project every client's update against all others at once, products taken of the updates as they came.
+
+    ``C_kj = -min(M_kj, 0) / M_jj`` and ``C_kk = 1``. The order does not matter, and a component that m parallel
+    opponents share is removed m times.
+
+    Args:
+        gram: As in :func:`harmonize`, and so is what is returned.
+        projects: As there.
+    """
+    norms = gram.diagonal().sqrt()
+    inverse = torch.where(norms > 0, 1 / norms, 0.0)
+    mixing = torch.relu(-gram * inverse * inverse)  # one after the other: the square may underflow
+    if projects is not None:
+        mixing = mixing * projects
+    return mixing.fill_diagonal_(1.0)

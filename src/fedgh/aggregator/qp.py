@@ -114,6 +114,18 @@ def opposed(root: Tensor) -> bool:
     return bool((nearest_to_zero(units) @ units).square().sum() <= len(root) * RESOLUTION)
 
 
+def project_on_simplex(point: Tensor) -> Tensor:
+    """Return the nearest non-negative x with sum one, ``(clients,)``.
+
+    ``x = max(point - t, 0)``: t follows from the largest entries, as many as stay positive (Duchi et al., ICML 2008).
+    """
+    ordered = point.sort(descending=True).values
+    thresholds = (ordered.cumsum(0) - 1) / torch.arange(1, len(point) + 1, dtype=point.dtype)
+    positive = int((ordered > thresholds).sum())
+    projected: Tensor = (point - thresholds[positive - 1]).clamp_min(0)
+    return projected
+
+
 def _nonnegative_least_squares(matrix: Tensor, target: Tensor) -> Tensor:
     """Return ``y >= 0`` that minimizes ``||matrix y - target||``, exactly, by Lawson and Hanson's active sets."""
     from scipy.optimize import nnls  # here, because importing SciPy's optimizers takes longer than any rule

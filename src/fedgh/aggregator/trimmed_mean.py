@@ -29,7 +29,7 @@ class TrimmedMean(CoordinateRule):
     def __post_init__(self) -> None:
         require(0 <= self.trim_fraction < 0.5, "trim_fraction", "in [0, 0.5)", self.trim_fraction)
 
-    def reduce(self, values: Tensor) -> Tensor:
+    def reduce(self, values: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG002
         """Reduce ``(clients, columns)`` to ``(columns,)``."""
         trimmed = int(self.trim_fraction * len(values) + 1e-9)  # 0.1 of 30 is 3, whatever binary fractions say
         return values.sort(dim=0).values[trimmed : len(values) - trimmed].mean(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,6 +80,7 @@ def aggregate(
     seed: int = 0,
     round_index: int = 0,
     memory: dict[str, Tensor] | None = None,
+    params: Tensor | Mapping[str, Tensor] | None = None,
     **settings: Any,
 ) -> Any:
     """Combine the updates of a round's clients into one.
@@ -99,6 +100,8 @@ def aggregate(
         round_index: Round t, from 0, for the same rules.
         memory: For rules that remember something from round to round (``gradvac``, ``fedadp``): one dictionary, empty
             at first, handed in every round. It is changed in place.
+        params: Of the global model before the round, in the form of one update, for the rule that measures against it
+            (``fedawa``).
         settings: Of a rule given by its name, see :func:`make_rule`.
 
     Returns:
@@ -110,6 +113,11 @@ def aggregate(
     """
     matrix = _matrix(updates)
     cohort = _cohort(len(matrix), weights, losses, client_ids, seed, round_index)
+    if params is not None:
+        (row,) = _matrix(params[None] if isinstance(params, Tensor) else [params]).rows
+        if len(row) != matrix.rows.shape[1]:
+            raise DataError(f"params must be as many numbers as an update has: {matrix.rows.shape[1]}, got {len(row)}")
+        cohort = replace(cohort, params=row)
     outcome = _rule(rule, settings)(matrix, matrix.gram(), cohort, memory or {})
     if memory is not None:
         memory.clear()

@@ -91,7 +91,10 @@ class Shadow:
         if rule.stateful and before.round_index > 0 and name not in self._states:
             log.warning("shadow %s starts with an empty memory in round %d", name, before.round_index + 1)
         result = outcome.result
-        cohort = Cohort(result.client_ids, outcome.weights, result.train_loss, federation.seed, before.round_index)
+        cohort = Cohort(
+            *(result.client_ids, outcome.weights, result.train_loss, federation.seed, before.round_index),
+            before.params,
+        )
         aggregate = rule(result.updates, outcome.gram, cohort, self._states.get(name, {}))
         self._states[name] = aggregate.state
         if not due:

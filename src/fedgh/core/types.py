@@ -256,6 +256,7 @@ class Cohort:
         losses: Mean local training loss, ``(clients,)`` float64.
         seed: Seed of the experiment.
         round_index: Round t, from 0.
+        params: Parameters of the global model before the round, ``(params,)``; None where only updates are known.
     """
 
     client_ids: tuple[int, ...]
@@ -263,6 +264,7 @@ class Cohort:
     losses: Tensor
     seed: int
     round_index: int
+    params: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.client_ids)

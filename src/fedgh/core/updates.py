@@ -115,6 +115,31 @@ class UpdateMatrix:
             grams[unsafe] = self._grams([spans[index] for index in unsafe.tolist()], torch.float64)
         return grams if by_block else grams[0]
 
+    def gram_with(self, row: Tensor, by_block: bool = False) -> Tensor:
+        """Return the Gram matrix of the updates with one more row below, every product formed in float64.
+
+        For rules that look at something beside the updates (the last aggregate, the model), and for distances: with u
+        and v a ten-thousandth of their length apart, a float32 Gram matrix says 0.
+
+        Args:
+            row: ``(params,)``, on any device.
+            by_block: As in :meth:`gram`.
+
+        Returns:
+            ``(clients + 1, clients + 1)`` float64 on the CPU, or one per block, exactly symmetric.
+        """
+        spans = [(block.start, block.stop) for block in self.blocks] if by_block else [(0, self.rows.shape[1])]
+        size, rows = len(self) + 1, self.rows
+        total = torch.zeros(len(spans), size, size, dtype=torch.float64, device=rows.device)
+        row = row.to(rows.device)
+        for index, start, stop in self._chunks(spans, torch.float64):
+            chunk = torch.cat([rows[:, start:stop].double(), row[None, start:stop].double()])
+            total[index] += chunk @ chunk.T
+            del chunk  # before the next one is made
+        total = total.cpu()
+        total = (total + total.mT) / 2
+        return total if by_block else total[0]
+
     def _grams(self, spans: list[tuple[int, int]], dtype: torch.dtype) -> Tensor:
         """Return the Gram matrix of each range of columns, ``(spans, clients, clients)``."""
         num_clients = len(self)

@@ -229,7 +229,7 @@ def absorb_model(
             f"{type(federation.algorithm).__name__} gives clients the weights {weights.tolist()}, which must be "
             "finite and not negative"
         )
-    cohort = Cohort(result.client_ids, weights, result.train_loss, federation.seed, round_index)
+    cohort = Cohort(result.client_ids, weights, result.train_loss, federation.seed, round_index, model.params)
     aggregate = federation.aggregator(result.updates, gram, cohort, model.aggregator)
     if not all_finite(aggregate.update):
         raise NonFiniteError(f"the aggregate of {type(federation.aggregator).__name__} is not finite")

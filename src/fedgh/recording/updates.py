@@ -71,7 +71,10 @@ class Recording:
 def recording_of(federation: Federation, before: ServerState, outcome: Round, config: str) -> Recording:
     """Return what is to be recorded of a round in which at least one client was left; nothing is copied."""
     result = outcome.result
-    cohort = Cohort(result.client_ids, outcome.weights, result.train_loss, federation.seed, before.round_index)
+    cohort = Cohort(
+        *(result.client_ids, outcome.weights, result.train_loss, federation.seed, before.round_index),
+        before.params,
+    )
     return Recording(
         round=outcome.server.round_index,
         updates=result.updates,
@@ -268,6 +271,7 @@ def _cohort(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Cohor
         losses=tensors["train_loss"],
         seed=int(metadata["seed"]),
         round_index=int(metadata["round"]) - 1,
+        params=tensors.get("before/params"),
     )
 
 

@@ -104,7 +104,7 @@ class Harmonized(Strategy):
         metrics: dict[str, float] = {"federation/num_dropped": len(dropped)}
         if result.client_ids:
             shares = result.num_examples / result.num_examples.sum()
-            aggregate = self._combine(result, shares, block_grams.sum(0), server_round - 1)
+            aggregate = self._combine(result, shares, block_grams.sum(0), server_round - 1, params)
             metrics |= _metrics(result, shares, block_grams, aggregate)
             if self.buffers == "average":
                 buffers, counters = shares.to(result.buffers) @ result.buffers, result.counters.amax(0)
@@ -121,8 +121,10 @@ class Harmonized(Strategy):
         summary.pop(PARTITION_ID, None)  # the strategy has averaged it like any other number
         return arrays, summary
 
-    def _combine(self, result: CohortResult, shares: Tensor, gram: Tensor, round_index: int) -> Aggregate:
-        cohort = Cohort(result.client_ids, shares, result.train_loss, self.seed, round_index)
+    def _combine(
+        self, result: CohortResult, shares: Tensor, gram: Tensor, round_index: int, params: Tensor
+    ) -> Aggregate:
+        cohort = Cohort(result.client_ids, shares, result.train_loss, self.seed, round_index, params)
         aggregate = self.aggregator(result.updates, gram, cohort, self._memory)
         self._memory = aggregate.state
         return aggregate
