@@ -40,6 +40,9 @@ NAMES = [
     "a,b",
     "$x",
     "100%",
+    "a${b}",
+    "-\\ \n\\",
+    "🙂" * 50,
 ]
 
 
@@ -77,6 +80,7 @@ def test_a_run_goes_on_under_any_name(cli, copied, made, monkeypatch, tmp_path, 
     assert len(tables_of(run_dir)) == 2 * len(before)
     assert tables_of(made) == before, "the run that it was copied from is left alone"
     assert not (answer.log_dir / "train" / "runs").exists(), "no new run"
+    assert "2 of 2" in (run_dir / "train.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

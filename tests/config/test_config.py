@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from fedgh import config
 from fedgh.config.compose import _run_dir
 from fedgh.config.typed import known_keys
+from fedgh.core.command import setting
 from fedgh.core.errors import ConfigurationError, PartitionError
 
 RUN = ("logger=csv", "callback=none", "trainer=cpu")
@@ -261,7 +262,15 @@ def test_two_runs_never_share_a_directory(tmp_path):
     assert _run_dir(str(tmp_path / "checkpoints" / "round_000001.ckpt"), "logs", "train") == str(tmp_path)
     assert _run_dir(str(tmp_path / "typo"), "logs", "train") not in (first, second, str(tmp_path / "typo"))
     odd = tmp_path.rename(tmp_path.with_name("b ${x}"))
-    assert str(odd) not in _run_dir(str(odd), "logs", "train"), "Hydra would read the name as an interpolation"
+    assert _run_dir(str(odd), "logs", "train") == str(odd), "whatever it is called"
+
+
+@pytest.mark.parametrize("folder", ["a b", "a${b}", "${", "a\\${b}", "\\", "${oc.env:HOME}"])
+def test_what_is_built_gets_the_very_path(tmp_path, folder):
+    """It is read twice on the way, by us and by Hydra."""
+    cfg = config.compose(["callback=default", setting("paths.output_dir", str(tmp_path / folder))])
+    observatory, *_ = config.build_callbacks(cfg)
+    assert observatory.output_dir == str(tmp_path / folder)
 
 
 def test_a_run_computes_in_the_precision_that_it_asks_for(composed):

@@ -144,6 +144,19 @@ def test_a_download_without_a_network_does_not_advise_to_download(tmp_path, monk
     assert "type dataset.download=false" in str(caught.value)
 
 
+@pytest.mark.parametrize("there", ["", "deeper", "deeper/MNIST"])
+def test_a_download_that_fails_leaves_no_empty_folder(tmp_path, monkeypatch, there):
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(reference.mnist, "download_and_extract_archive", fail)
+    with pytest.raises(DataError, match=r"could not be fetched"):
+        load(mnist, tmp_path / "deeper", download=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_download_is_passed_to_torchvision_only_when_asked(tmp_path, monkeypatch):
     asked = []
 

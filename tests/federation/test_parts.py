@@ -5,10 +5,16 @@ from typing import ClassVar
 
 import pytest
 
+from fedgh.aggregator.clipped import Clipped
+from fedgh.aggregator.fedlag import FedLAG
 from fedgh.aggregator.krum import Krum
+from fedgh.aggregator.matched import Matched
+from fedgh.aggregator.median import Median
 from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.errors import ConfigurationError
 from fedgh.federation.clock import Clock
+from fedgh.sampler.round_robin import RoundRobin
+from fedgh.sampler.uniform import Uniform
 
 CLOCK = Clock(
     concurrency=4,
@@ -48,6 +54,12 @@ def needing(what):
         ),
         (Grouping, {"clock": CLOCK}, r"Grouping trains several global models.*clock=synchronous"),
         (FedAvg, {"clock": CLOCK, "aggregator": KRUM}, r"Krum needs at least 5 clients a round.*clock.buffer_size=5"),
+        (FedAvg, {"aggregator": KRUM, "sampler": Uniform(0.5)}, r"num_byzantine=1 needs at least 5 clients.* got 3 .*"),
+        (FedAvg, {"aggregator": Clipped(KRUM, 1.0, "median"), "sampler": RoundRobin(4)}, r"at least 5 .* got 3 "),
+        (FedAvg, {"aggregator": Matched(replace(KRUM, num_selected=6), "norm")}, r"num_selected must be at most 5"),
+        (FedAvg, {"aggregator": Matched(Clipped(Median(), 1.0, "median"), "gain")}, r"has no gain to match"),
+        (FedAvg, {"aggregator": FedLAG(2, 1, 0.0, "block")}, r"must leave a layer to share: the model has 2, got 2"),
+        (FedAvg, {"sampler": RoundRobin(7)}, r"clients_per_round must be at most the number of clients \(6\), got 7"),
         (needing("several_targets"), {}, r"Needing needs a data set with several targets.*dataset=digits_two"),
         (needing("clock"), {}, r"Needing needs clients that come and go: clock=fedbuff"),
         (FedAvg, {"buffers": "best"}, r"buffers must be one of average, keep_global, got 'best'"),

@@ -8,6 +8,7 @@ coordinate-wise rules (median, trimmed mean) read the rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import Cohort
-from fedgh.core.updates import UpdateMatrix
+from fedgh.core.updates import Block, UpdateMatrix
 
 State = dict[str, Tensor]
 
@@ -69,6 +70,17 @@ class Aggregator(ABC):
     def min_clients(self) -> int:
         """Fewest clients that it can combine."""
         return 1
+
+    def check(self, num_clients: int, blocks: Sequence[Block]) -> None:  # noqa: B027
+        """Refuse, before training, what it could not combine in any round.
+
+        Args:
+            num_clients: Of the smallest round.
+            blocks: Of the model's parameters.
+
+        Raises:
+            ConfigurationError: With what to type instead.
+        """
 
     @abstractmethod
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from fedgh.aggregator.groups import group_grams, group_of_block
 from fedgh.aggregator.spectrum import unit_gram
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import Cohort
-from fedgh.core.updates import UpdateMatrix
+from fedgh.core.updates import Block, UpdateMatrix
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,20 @@ class FedLAG(Aggregator):
         require(-1 <= self.threshold <= 1, "threshold", "in [-1, 1]", self.threshold)
         require_one_of("scope", self.scope, ("layer", "block"))
 
+    def check(self, num_clients: int, blocks: Sequence[Block]) -> None:  # noqa: ARG002
+        """Refuse to leave no layer to share; see :meth:`fedgh.aggregator.base.Aggregator.check`."""
+        layers = int(group_of_block(blocks, self.scope).max()) + 1
+        if self.num_private >= layers:
+            raise ConfigurationError(
+                f"aggregator.num_private must leave a layer to share: the model has {layers}, got {self.num_private}"
+            )
+
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:  # noqa: ARG002
         """Count or mask, then take the mean of what is shared; see :meth:`Aggregator.__call__`."""
+        self.check(len(cohort), updates.blocks)
         group = group_of_block(updates.blocks, self.scope)
         scores = state.get("scores", torch.zeros(int(group.max()) + 1, dtype=torch.float64))
         rounds = state.get("rounds", torch.zeros((), dtype=torch.int64))
-        if self.num_private >= len(scores):
-            raise ConfigurationError(
-                f"aggregator.num_private must leave a layer to share: the model has {len(scores)}, "
-                f"got {self.num_private}"
-            )
         if rounds < self.warmup_rounds:
             scores, shared = scores + self._conflicts(updates, group), torch.ones(len(scores), dtype=torch.bool)
         else:

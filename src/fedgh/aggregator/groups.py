@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fedgh.core.updates import Block, UpdateMatrix
 
 
-def group_of_block(blocks: tuple[Block, ...], scope: str) -> Tensor:
+def group_of_block(blocks: Sequence[Block], scope: str) -> Tensor:
     """Number the groups and tell which one each parameter block belongs to.
 
     Args:

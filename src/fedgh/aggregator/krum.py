@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fedgh.aggregator.base import GramRule, require
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import Cohort
+from fedgh.core.updates import Block
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Krum(GramRule):
         Raises:
             ConfigurationError: If the round has too few clients.
         """
-        self._check(len(cohort))
+        self.check(len(cohort))
         norms = gram.diagonal()
         distances = (norms[:, None] + norms - 2 * gram).clamp_min(0)  # squared
         distances.fill_diagonal_(torch.inf)
@@ -61,7 +63,8 @@ class Krum(GramRule):
         coefficients[selected] = 1 / self.num_selected
         return coefficients
 
-    def _check(self, num_clients: int) -> None:
+    def check(self, num_clients: int, blocks: Sequence[Block] = ()) -> None:  # noqa: ARG002
+        """Refuse too few clients; see :meth:`fedgh.aggregator.base.Aggregator.check`."""
         f, m = self.num_byzantine, self.num_selected
         if num_clients < 2 * f + 3:
             raise ConfigurationError(

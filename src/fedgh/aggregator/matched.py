@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from fedgh.aggregator.base import RESOLUTION, Aggregate, Aggregator, State, require_one_of
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import Cohort
-from fedgh.core.updates import UpdateMatrix
+from fedgh.core.updates import Block, UpdateMatrix
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,17 @@ class Matched(Aggregator):
     def __post_init__(self) -> None:
         require_one_of("by", self.by, ("gain", "norm"))
 
+    @property
+    def min_clients(self) -> int:
+        """As many as the rule inside needs."""
+        return self.rule.min_clients
+
+    def check(self, num_clients: int, blocks: Sequence[Block]) -> None:
+        """Refuse a rule without coefficients, and what it refuses itself; see :meth:`Aggregator.check`."""
+        if getattr(self.rule, "rule", self.rule).needs == "coordinates":
+            self._refuse()
+        self.rule.check(num_clients, blocks)
+
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:
         """Ask the rule and keep the size of its step; see :meth:`Aggregator.__call__`.
 
@@ -51,10 +64,7 @@ class Matched(Aggregator):
         """
         result = self.rule(updates, gram, cohort, state)
         if result.coefficients is None:
-            raise ConfigurationError(
-                f"aggregator.rule {type(self.rule).__name__} works coordinate by coordinate and has no gain to match; "
-                "choose one with coefficients, such as aggregator@aggregator.rule=fedgh"
-            )
+            self._refuse()
         weights = cohort.weights
         if self.by == "gain":
             factor = result.coefficients.sum(-1, keepdim=True) / weights.sum()
@@ -63,6 +73,12 @@ class Matched(Aggregator):
         coefficients = factor * weights
         mixing = factor[..., None] * torch.eye(len(cohort), dtype=torch.float64)
         return replace(result, update=updates.combine(coefficients), coefficients=coefficients, mixing=mixing)
+
+    def _refuse(self) -> NoReturn:
+        raise ConfigurationError(
+            f"aggregator.rule {type(self.rule).__name__} works coordinate by coordinate and has no gain to match; "
+            "choose one with coefficients, such as aggregator@aggregator.rule=fedgh"
+        )
 
     @staticmethod
     def _length_ratio(update: Tensor, gram: Tensor, weights: Tensor) -> Tensor:

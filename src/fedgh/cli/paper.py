@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -161,14 +161,22 @@ def plan(summary: str, commands: Sequence[Sequence[str]], outcomes: Sequence[Out
         commands: Arguments of ``fedgh-train``, a list a cell.
         outcomes: Of the cells that are not run: finished ones, and those that cannot be run, by their reason.
     """
-    reasons: dict[str, list[str]] = {}
-    for outcome in outcomes:
-        if outcome.status == "failed":
-            reasons.setdefault(outcome.message, []).append(outcome.job.name)
     lines = [command("fedgh-train", *arguments) for arguments in commands] + [f"# {summary}"]
-    for reason, names in reasons.items():
-        lines += [f"# cannot be run: {reason}", *(f"#     {name}" for name in names)]
+    for (_, reason), names in _by_reason(outcome for outcome in outcomes if outcome.status == "failed").items():
+        lines += [f"# cannot be run: {reason}", f"#     {_some(names)}"]
     return "\n".join(lines)
+
+
+def _by_reason(outcomes: Iterable[Outcome]) -> dict[tuple[str, str], list[str]]:
+    """Return the names of cells by their status and message."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        reasons.setdefault((outcome.status, outcome.message), []).append(outcome.job.name)
+    return reasons
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def closing(outcomes: Sequence[Outcome], request: Request) -> str:
@@ -176,7 +184,8 @@ def closing(outcomes: Sequence[Outcome], request: Request) -> str:
     counts = Counter(outcome.status for outcome in outcomes)
     lines = ["", ", ".join(f"{number} {status}" for status, number in counts.items())]
     unfinished = [outcome for outcome in outcomes if outcome.status not in GOOD]
-    lines += [f"{outcome.status}: {outcome.job.name}\n    {outcome.message}".rstrip() for outcome in unfinished]
+    for (status, reason), names in _by_reason(unfinished).items():
+        lines.append(f"{status}: {_some(names)}\n    {reason}".rstrip())
     if unfinished:
         lines.append("go on           the same command again")
     if len(unfinished) < len(outcomes):

@@ -132,7 +132,8 @@ def rule_name(cfg: DictConfig) -> str:
     if not HydraConfig.initialized():
         return str(cfg.aggregator["_target_"]).split(".")[-2]
     hydra = HydraConfig.get()
-    settings = [o.removeprefix("aggregator.") for o in hydra.overrides.task if o.startswith("aggregator.")]
+    words = config.as_typed(hydra.overrides.task)
+    settings = [o.removeprefix("aggregator.") for o in words if o.startswith("aggregator.")]
     return " ".join([str(hydra.runtime.choices["aggregator"]), *settings])
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
+from fedgh.config.compose import literal, map_text
 from fedgh.config.validate import MEMORY_FORMATS
 from fedgh.core.allocator import keep_freed_memory
 from fedgh.core.device import set_fp32_precision
@@ -47,8 +48,11 @@ def build(node: Any, **parts: Any) -> Any:
     Raises:
         ConfigurationError: If the part refuses its values.
     """
+    content: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    # a path may hold "${": what is instantiated is read as text twice, when it is resolved and when it is handed on
+    content = map_text(content, lambda text: literal(literal(text)))
     try:
-        return instantiate(node, **parts, _convert_="all")
+        return instantiate(content, **parts, _convert_="all")
     except InstantiationException as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, FedGHError):

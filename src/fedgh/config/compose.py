@@ -34,8 +34,7 @@ def _run_dir(resume: object, log_dir: str, task: str) -> str:
     """Return the directory of a run: that of the one to go on with, if Hydra can write to it, else a new one."""
     if resume is not None and str(resume):
         run = run_of(Path(str(resume)))
-        read_as_text = "${" not in os.path.abspath(run)  # Hydra takes what it is given for an interpolation
-        if has_files(run / "checkpoints") and os.access(run, os.W_OK) and read_as_text:
+        if has_files(run / "checkpoints") and os.access(run, os.W_OK):
             return str(run)
     return new_run_dir(log_dir, task)
 
@@ -68,6 +67,21 @@ def _wandb_tags() -> ListConfig:
     words = [word.strip() for word in os.environ.get("WANDB_TAGS", "").split(",")]
     return ListConfig([word for word in words if word])
 
+
+def _take_folder_as_text(hydra_config: HydraConfig, cfg: DictConfig) -> None:
+    """Do what Hydra does with a job's config, but read its folder, whose name may hold ``${``, as the text that it is.
+
+    Hydra writes the name, all references in it resolved, to where a reference would be resolved once more.
+    """
+    folder = OmegaConf.to_container(cfg.hydra.runtime)["output_dir"]  # type: ignore[index, call-overload]
+    if "${" in folder:
+        with read_write(cfg.hydra.runtime):
+            cfg.hydra.runtime.output_dir = literal(folder)
+    _set_config(hydra_config, cfg)
+
+
+_set_config = HydraConfig.set_config
+HydraConfig.set_config = _take_folder_as_text  # type: ignore[method-assign]
 
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)
@@ -119,7 +133,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
         content: Any = OmegaConf.to_container(asked, resolve=True)
         missing = OmegaConf.missing_keys(asked)
     except OmegaConfBaseException as error:
-        raise ConfigurationError(f"the config cannot be resolved: {error}") from error
+        raise ConfigurationError(f"the config cannot be resolved: {unresolved(error)}") from error
     if missing:
         keys = ", ".join(sorted(missing))
         raise ConfigurationError(f"these keys need a value: {keys}; type for instance {sorted(missing)[0]}=...")
@@ -133,6 +147,22 @@ def resolve(cfg: DictConfig) -> DictConfig:
             OmegaConf.update(resolved, key, [tags])
     OmegaConf.set_struct(resolved, OmegaConf.is_struct(cfg))
     return resolved
+
+
+def unresolved(error: OmegaConfBaseException) -> str:
+    """Return in one line what OmegaConf has against a reference, and how the letters themselves are typed."""
+    text = one_line(str(error))
+    where = f" (in {error.full_key})" if error.full_key else ""
+    hint = "; ${...} stands for another key, the letters themselves are typed as \\${ between quotation marks: "
+    example = """'name="a\\${b}"'"""
+    return f"{text}{where}" + (hint + example if "nterpolation" in text else "")
+
+
+def one_line(text: str) -> str:
+    """Return a message of Hydra's in one line, without where it looked and what types its keys have."""
+    aside = re.compile(r"full_key:|object_type=|reference_type=|Config search path:|provider=|See https?:")
+    lines = [line.strip() for line in text.splitlines()]
+    return ": ".join(dict.fromkeys(line.rstrip(":") for line in lines if line and not aside.match(line)))
 
 
 def _normalize(node: Any) -> None:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedgh.config import CONFIG_DIR, quieten, transcript
 from fedgh.config.typed import check_typed, explain
 from fedgh.config.where import ready
-from fedgh.core.errors import FedGHError
+from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.storage.claim import leave_nothing_behind
 
 
@@ -39,9 +39,11 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     def guarded(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
-        except FedGHError as error:  # kept from Hydra, which would print the overrides before it
+        except (FedGHError, OmegaConfBaseException) as error:  # kept from Hydra, which would print the overrides first
             if in_sweep():
                 raise
+            if isinstance(error, OmegaConfBaseException):
+                error = ConfigurationError(explain(error, config_name))
             transcript.keep(f"\nerror: {error}\n")
             leave_nothing_behind(Path(HydraConfig.get().runtime.output_dir))
             refused.append(error)

@@ -15,8 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from fedgh.config.compose import CONFIG_DIR, composer
+from fedgh.config.compose import CONFIG_DIR, composer, one_line, unresolved
 from fedgh.config.validate import FIXED, GROUPS
 from fedgh.core.command import quoted
 from fedgh.core.errors import ConfigurationError, did_you_mean
@@ -62,6 +63,8 @@ def explain(error: BaseException, config_name: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _no_such_choice(group or "config", choice, list(error.options))
+    if isinstance(error, OmegaConfBaseException) and "nterpolation" in str(error):
+        return unresolved(error)
     text = str(error)
     if missing := re.search(r"Could not load '(\w+)/([^']+)'", text):  # one of a list of choices
         return _no_such_choice(missing[1], missing[2], options_of(missing[1]))
@@ -73,13 +76,6 @@ def explain(error: BaseException, config_name: str) -> str:
         return f"~{deleted[1]}: {no_such_key(deleted[1], config_name)}"
     cause = str(error.__cause__ or "")
     return one_line(text if cause in text else f"{text}\n{cause}")
-
-
-def one_line(text: str) -> str:
-    """Return a message of Hydra's in one line, without where it looked and what types its keys have."""
-    aside = re.compile(r"full_key:|object_type=|reference_type=|Config search path:|provider=|See https?:")
-    lines = [line.strip() for line in text.splitlines()]
-    return ": ".join(dict.fromkeys(line.rstrip(":") for line in lines if line and not aside.match(line)))
 
 
 def no_such_key(key: str, config_name: str) -> str:
@@ -196,7 +192,7 @@ def _check_folder(override: Override) -> None:
     """Refuse an empty value, which is what a shell makes of an unset variable, and a folder that is no text."""
     key, value = override.get_key_element().lstrip("+"), override.value()
     folder = key.startswith("paths.") or key in ("hydra.run.dir", "hydra.sweep.dir")
-    if value == "":
+    if value == "" or (folder and value == "???"):
         raise ConfigurationError(f"{key}= has no value (an unset shell variable?); type {key}=<value> or leave it out")
     if folder and not isinstance(value, str):
         hint = f"./{value}" if isinstance(value, int | float) and not isinstance(value, bool) else "<folder>"

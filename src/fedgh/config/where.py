@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -37,7 +38,9 @@ def ready(arguments: Sequence[str], config_name: str) -> list[str]:
     prepared = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key and equals and key_of(argument) in PATHS and not _read_as_typed(argument, value, several):
+        if key_of(argument) in PATHS and "${" in value and Path(value).exists():  # no reference, a name
+            argument = f"{key}={quoted(value)}"
+        elif key and equals and key_of(argument) in PATHS and not _read_as_typed(argument, value, several):
             argument = f"{key}={quoted(value)}".replace("\\${", "${")  # a reference stays one
         if key and equals and stored and key[0] not in "+~" and is_where(key) and key not in _GROUPS:
             argument = f"++{argument}"
@@ -75,8 +78,13 @@ def typed_words(composed: DictConfig | None = None) -> list[str]:
             config that has none by default.
     """
     if HydraConfig.initialized():
-        return [str(override) for override in HydraConfig.get().overrides.task]
+        return as_typed(HydraConfig.get().overrides.task)
     return [group for group in _GROUPS if composed is not None and composed.get(group) is not None]
+
+
+def as_typed(overrides: Any) -> list[str]:
+    """Return what Hydra has kept of a command line, references as they were typed."""
+    return [str(override) for override in OmegaConf.to_container(overrides, resolve=False)]
 
 
 def apply_where(stored: DictConfig, cfg: DictConfig, words: Sequence[str]) -> DictConfig:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedgh.core.errors import ConfigurationError, DataError
-from fedgh.dataset.parquet_source import class_names_of, find_shards, find_test_split
+from fedgh.dataset.parquet_source import class_names_of, few, find_shards, find_test_split
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def read_columns(root: str | Path, test_split: str | None, kinds: Mapping[str, s
             "train-00000-of-00001.parquet>."
         )
     train, test = (_read_split(folder, split, kinds) for split in ("train", test_split or find_test_split(folder)))
-    if train.class_names != test.class_names:
-        raise DataError(f"{folder}: train and test files name different classes; they are not of one data set.")
+    _check_classes([(f"the train files in {folder}", train), ("the test files", test)])
     return train, test
 
 
@@ -80,17 +79,28 @@ def class_names(train: Columns, column: str) -> tuple[str, ...]:
 
 
 def _read_split(folder: Path, split: str, kinds: Mapping[str, str]) -> Columns:
-    shards = [_read_shard(path, kinds) for path in find_shards(folder, split)]
+    files = find_shards(folder, split)
+    shards = [_read_shard(path, kinds) for path in files]
     whole = Columns(
         {name: [v for shard in shards for v in shard.values[name]] for name in kinds}, shards[0].class_names
     )
-    if any(shard.class_names != whole.class_names for shard in shards):
-        raise DataError(
-            f"{folder}: the files of the {split} split name different classes; they are not of one data set."
-        )
+    _check_classes([(str(path), shard) for path, shard in zip(files, shards, strict=True)])
     if len(whole) == 0:
         raise DataError(f"the {split} split in {folder} has no rows, expected at least one; copy its files again.")
     return whole
+
+
+def _check_classes(parts: Sequence[tuple[str, Columns]]) -> None:
+    """Refuse parts, each with what it is called, whose labels mean different things."""
+    first, known = parts[0]
+    for other, part in parts[1:]:
+        for column, names in known.class_names.items():
+            if part.class_names[column] != names:
+                here, there = (few(classes or ()) for classes in (names, part.class_names[column]))
+                raise DataError(
+                    f"{first} and {other} name different classes in column {column!r} ({here} against {there}), "
+                    "expected the same in the same order; the labels of one mean something else."
+                )
 
 
 def _read_shard(path: Path, kinds: Mapping[str, str]) -> Columns:

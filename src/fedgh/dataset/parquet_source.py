@@ -60,8 +60,8 @@ def read_splits(
     test = _read_split(folder, test_split or find_test_split(folder), label_columns)
     if train.class_names != test.class_names:
         raise DataError(
-            f"{folder}: train and test files name different classes ({_few(train.class_names or ())} against "
-            f"{_few(test.class_names or ())}), expected the same in the same order; they are not of one data set."
+            f"{folder}: train and test files name different classes ({few(train.class_names or ())} against "
+            f"{few(test.class_names or ())}), expected the same in the same order; they are not of one data set."
         )
     return train, test
 
@@ -90,7 +90,7 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     if not files:
         raise DataError(
             f"no {split}-*.parquet, {split}.parquet or {split}/*.parquet in {folder}, found "
-            f"{_few([path.name for path in sorted(folder.iterdir())])}; "
+            f"{few([path.name for path in sorted(folder.iterdir())])}; "
             f"type dataset.root=<folder which directly holds {split}-00000-of-00001.parquet>."
         )
     numbered = [(int(match[1]), int(match[2])) for path in files if (match := SHARD.search(path.name))]
@@ -99,12 +99,12 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     if missing:
         raise DataError(
             f"{folder} lacks {split}-{missing[0]:05d}-of-{total:05d}.parquet ({len(missing)} of {total} shards "
-            f"missing, found {_few([path.name for path in files])}); copy all {total} files into this folder."
+            f"missing, found {few([path.name for path in files])}); copy all {total} files into this folder."
         )
     if numbered and len(files) != total:
         raise DataError(
             f"{folder} holds {len(files)} files for {total} shards of the {split} split "
-            f"({_few([path.name for path in files])}); remove those that do not belong to it."
+            f"({few([path.name for path in files])}); remove those that do not belong to it."
         )
     return files
 
@@ -124,7 +124,7 @@ def find_test_split(folder: Path) -> str:
             return name
     raise DataError(
         f"no test-*.parquet, valid-*.parquet or validation-*.parquet in {folder}, "
-        f"found {_few([path.name for path in sorted(folder.iterdir())])}; copy the test split there as well "
+        f"found {few([path.name for path in sorted(folder.iterdir())])}; copy the test split there as well "
         "(for other names: dataset=parquet dataset.test_split=<prefix of the files>)."
     )
 
@@ -139,8 +139,8 @@ def _read_split(folder: Path, split: str, label_columns: Sequence[str]) -> Parqu
     for path, (_, _, names) in zip(files, shards, strict=True):
         if names != shards[0][2]:
             raise DataError(
-                f"{files[0]} and {path} name different classes ({_few(shards[0][2] or ())} against "
-                f"{_few(names or ())}), expected the same in the same order; the labels of one mean something else."
+                f"{files[0]} and {path} name different classes ({few(shards[0][2] or ())} against "
+                f"{few(names or ())}), expected the same in the same order; the labels of one mean something else."
             )
 
     def where(row: int) -> str:
@@ -234,6 +234,7 @@ def class_names_of(path: Path, schema: Any, label_column: str) -> tuple[str, ...
     return tuple(str(name) for name in names) if names else None
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Return the first few names as a reader wants them in a message."""
     shown = ", ".join(names[:5]) or "nothing"
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,15 @@ def _read_torchvision(published: PublishedSet, root: Path, download: bool, train
     import torchvision.datasets
 
     reader: Any = getattr(torchvision.datasets, published.torchvision_class)
+    folder = root / published.torchvision_folder
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         train = reader(root=root, train=True, download=download)
         test = reader(root=root, train=False, download=False)
     except (RuntimeError, OSError, ValueError, EOFError, AssertionError, KeyError, pickle.UnpicklingError) as error:
+        for place in made:  # by torchvision, before it fetches anything
+            with suppress(OSError):  # not made, or not empty
+                place.rmdir()
         raise DataError(_missing_files(published, root, error, download)) from error
     images, labels = _tensors(train)
     keep = torch.from_numpy(train_rows(labels.numpy(), train_fraction))

@@ -38,11 +38,22 @@ def check_parts(federation: Federation) -> None:
                 f"{type(algorithm).__name__} trains several global models, of which a clock keeps no older versions; "
                 "type clock=synchronous"
             )
+    if clock is None:
+        _check_cohorts(federation, least)
     if clock is not None and (clock.interval is not None or clock.buffer_size < least) and least > 1:
         raise ConfigurationError(
             f"{type(aggregator).__name__} needs at least {least} clients a round; type clock=fedbuff "
             f"clock.buffer_size={least} clock.concurrency={max(least, clock.concurrency)}, or take another aggregator"
         )
+
+
+def _check_cohorts(federation: Federation, least: int) -> None:
+    """Let sampler and aggregator say now what they have against so many clients."""
+    clients, seed = federation.num_clients, federation.seed
+    size = len(federation.sampler(clients, seed, 0))
+    if least > 1:
+        size = min(len(federation.sampler(clients, seed, t)) for t in range(min(100, -(-clients // size))))
+    federation.aggregator.check(size, federation.model.blocks)
 
 
 def _check_requirements(federation: Federation) -> None:

@@ -93,7 +93,7 @@ def run_job(cfg: DictConfig, train: Train) -> float | None:
     stopping.check()
     hydra = HydraConfig.get()
     folder, number, sweep = Path(hydra.runtime.output_dir), int(hydra.job.num), Path(hydra.sweep.dir)
-    overrides = [str(o) for o in hydra.overrides.task if not str(o).startswith("sweep.")]
+    overrides = [o for o in config.as_typed(hydra.overrides.task) if not o.startswith("sweep.")]
     note = partial(write_job, sweep, number, overrides, folder)
     begun = False
 

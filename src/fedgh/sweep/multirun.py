@@ -25,6 +25,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from fedgh import config
 from fedgh.config.entry import disk_trouble, give_up
@@ -88,6 +89,8 @@ class Lead(Callback):
             sweep_job.leader = os.getpid()
         except FedGHError as error:
             give_up(str(error))
+        except OmegaConfBaseException as error:
+            give_up(config.unresolved(error))
         except OSError as error:
             give_up(disk_trouble(error))
         except Exception:  # Hydra would turn it into a warning and go on
@@ -105,8 +108,8 @@ def begin(cfg: DictConfig) -> Sweep:
         ConfigurationError: If the directory is in use or holds another sweep, or if there is none to resume.
     """
     check_plugins(cfg)
-    overrides = [str(o) for o in cfg.hydra.overrides.task if not str(o).startswith("sweep.")]
-    hydra = [str(o) for o in cfg.hydra.overrides.hydra if not str(o).startswith("hydra.mode=")]
+    overrides = [o for o in config.as_typed(cfg.hydra.overrides.task) if not o.startswith("sweep.")]
+    hydra = [o for o in config.as_typed(cfg.hydra.overrides.hydra) if not o.startswith("hydra.mode=")]
     if any(o.startswith("resume=") for o in overrides):
         raise ConfigurationError("resume=<directory> goes on with one run; for a sweep type sweep.resume=true")
     if config.in_wandb_sweep():
@@ -116,7 +119,7 @@ def begin(cfg: DictConfig) -> Sweep:
     if cfg.sweep.resume is not False:
         folder = find(cfg, overrides)
         with open_dict(cfg):
-            cfg.hydra.sweep.dir = str(folder)
+            cfg.hydra.sweep.dir = config.literal(str(folder))
         cfg.hydra.overrides.hydra.append(setting("hydra.sweep.dir", folder))  # from there the jobs have it
     folder = Path(cfg.hydra.sweep.dir)
     held = ExitStack()
@@ -148,7 +151,7 @@ def find(cfg: Any, overrides: Sequence[str]) -> Path:
     named = cfg.sweep.resume is not True
     if not str(cfg.sweep.resume):
         raise ConfigurationError("sweep.resume= is empty; type sweep.resume=true, or sweep.resume=<directory>")
-    if named or any(str(o).startswith("hydra.sweep.dir=") for o in cfg.hydra.overrides.hydra):
+    if named or any(o.startswith("hydra.sweep.dir=") for o in config.as_typed(cfg.hydra.overrides.hydra)):
         folder = Path(str(cfg.sweep.resume if named else cfg.hydra.sweep.dir))
         if not (folder / RECORD).is_file():
             raise ConfigurationError(
