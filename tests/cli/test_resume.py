@@ -318,3 +318,52 @@ def test_fewer_rounds_than_are_finished_are_refused_and_change_nothing(copied, c
     assert f"error: num_rounds=2 is below the 3 rounds that {run_dir} has finished" in answer.err
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.csv")} == before
     assert cli(f"resume={run_dir}", "num_rounds=3").code == 0, "just as many are none too few"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("executor.address", "10.1.2.3:6379"),
+        ("executor.address", "ray-head"),
+        ("logger.tracker", {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "/tmp/elsewhere"}),
+        ("logger.tracker", {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "../elsewhere"}),
+        ("logger.tracker", {"_target_": "pytorch_lightning.loggers.MLFlowLogger", "x": ["http://a.b"]}),
+        ("callback.observatory.output_dir", "sub/folder"),
+        ("callback.observatory.output_dir", "${paths.output_dir}/../other"),
+        ("callback.observatory.output_dir", "${paths.log_dir}"),
+        ("trainer.default_root_dir", "~/x"),
+    ],
+)
+def test_somebody_elses_run_leads_nowhere_else(cli, copied, key, value):
+    run_dir = stored_otherwise(copied(), **{key.replace(".", "__"): value})
+    answer = cli(f"resume={run_dir}", "num_rounds=2")
+    assert answer.code == 2
+    assert f"the stored config's {key}" in answer.err
+    assert "outside the run's own directory, and somebody else may have written it" in answer.err
+    assert len(read_csv(run_dir / "metrics.csv")) == 1
+
+
+def test_where_a_run_leads_may_be_typed_again(cli, copied, tmp_path):
+    run_dir, other = copied(), tmp_path / "other"
+    stored_otherwise(run_dir, callback__observatory__output_dir=str(other))
+    refused = cli(f"resume={run_dir}", "num_rounds=2")
+    told = shlex.split(refused.err.partition("to go there type ")[2].partition(", or another")[0])
+    answer = cli(f"resume={run_dir}", "num_rounds=2", *told)
+    assert answer.code == 0, answer.err
+    assert tables_of(other)
+    (again,) = [line for line in answer.out.splitlines() if line.startswith("go on ")]
+    assert told[0] in again, "the printed command can be pasted"
+
+
+def test_what_names_a_run_may_look_like_an_address(cli, copied):
+    run_dir = stored_otherwise(copied(), name="a:1", tags=["~x", "http://y"], executor__address=None, executor=None)
+    assert not config.outside(OmegaConf.create({"logger": {"wandb": {"name": "../a:1", "tags": ["/x"]}}}))
+    assert cli(f"resume={run_dir}", "num_rounds=2", "executor=sequential").code == 0
+
+
+def test_nothing_is_fetched_because_a_stored_config_says_so(root_config):
+    cfg = root_config("resume=x")
+    stored = config.resolve(root_config("dataset=mnist", "dataset.download=true"))
+    assert config.apply_where(stored, cfg, ["resume=x"]).dataset.download is False
+    cfg = root_config("resume=x", "++dataset.download=true")
+    assert config.apply_where(stored, cfg, ["resume=x", "++dataset.download=true"]).dataset.download is True

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -11,6 +12,7 @@ from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.types import Report
 from fedgh.federation.round import affordable, initial_state, run_round, to_device
+from fedgh.model.mlp import MLP
 from fedgh.server_optimizer.sgd import SGD
 
 
@@ -253,6 +255,52 @@ class Weighing(FedAvg):
 
     def report(self, client, trained):
         return Report({"rounds": client.state.get("rounds", torch.zeros(())) + 1})
+
+
+def test_a_server_step_too_far_is_named_as_the_cause_and_not_taken(make, caplog):
+    """Its parameters are finite, so that only the next round's clients would notice, and be blamed."""
+    module = MLP(make.dataset().image_shape, 3, hidden=[4])
+    federation = make.federation(module=module, server_optimizer=SGD(lr=1e25))
+    server = initial_state(federation.model)
+    with caplog.at_level(logging.WARNING, "fedgh"):
+        after = run_round(federation, server).server
+    assert torch.equal(after.params, server.params)
+    assert "round 1: the server's step would take the global model's parameters up to " in caplog.text
+    assert "lower server_optimizer.lr; the round is set aside" in caplog.text
+    assert run_round(federation, after).dropped == (), "the next round's clients start from a sound model"
+    module = MLP(make.dataset().image_shape, 3, hidden=[4])
+    algorithm = make.algorithm(lr=1e25, batch_size=100)  # one step: their updates are finite
+    own = make.federation(module=module, algorithm=algorithm, on_nonfinite="raise", num_clients=1)
+    with pytest.raises(TrainingError, match=r"lower algorithm.optimizer.lr"):
+        run_round(own, initial_state(own.model))
+
+
+def test_clients_that_fail_for_the_model_that_they_got_are_not_blamed(make, caplog):
+    federation = exploding(make, 1)
+    server = initial_state(federation.model)
+    huge = replace(server.with_model(0, replace(server.models[0], params=server.params * 1e12)), round_index=3)
+    with caplog.at_level(logging.WARNING, "fedgh"):
+        assert 1 in run_round(federation, huge).dropped
+    assert "because of the global model that they started from: as round 3 left it, its parameters" in caplog.text
+    with pytest.raises(TrainingError, match=r"round 4: the update of client.* lower server_optimizer.lr"):
+        run_round(exploding(make, 1, on_nonfinite="raise"), huge)
+
+
+def test_a_rule_that_needs_more_clients_than_are_left_sets_the_round_aside(make, caplog):
+    dataset = make.dataset()
+    federation = make.federation(
+        num_clients=5,
+        dataset=dataset,
+        owners=dataset.train_targets.numpy() + 3 * (np.arange(60) % 2) * (dataset.train_targets.numpy() < 2),
+        algorithm=make.algorithm(Exploding, classes=(1,)),
+        aggregator=make.rule("krum"),
+    )
+    server = initial_state(federation.model)
+    with caplog.at_level(logging.WARNING, "fedgh"):
+        outcome = run_round(federation, server)
+    assert outcome.dropped == (1, 4)
+    assert torch.equal(outcome.server.params, server.params)
+    assert "round 1: 3 of 5 clients are left, the model stays as it is" in caplog.text
 
 
 @pytest.mark.parametrize("weight", [-1e-9, float("nan"), float("inf")])

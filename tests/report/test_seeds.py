@@ -1,8 +1,10 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from fedgh.metric.summary import closing_numbers
 from fedgh.report.groups import Groups, differing
 from fedgh.report.seeds import (
     gain_lines,
@@ -59,6 +61,36 @@ def test_the_one_table_over_seeds():
         "alpha  seeds  accuracy (%)   last10 (%)  conflict (%)",
         "1      2      62.50 ± 17.68  -           25.00",
     ]
+
+
+def test_a_score_of_a_tasks_own_has_its_name_and_is_no_percentage():
+    """Of a regression, which has no accuracy at all."""
+    results = [{"final/r2": 0.25, "last10/r2_mean": 0.2, "mean/conflict_ratio": 0.5}, {"final/r2": 0.75}]
+    (line,) = seeds_table([({}, results)])
+    assert list(line) == ["seeds", "r2_mean", "r2_sd", "r2_last10_mean", "r2_last10_sd", "conflict_mean", "conflict_sd"]
+    assert text_of([line]).splitlines() == [
+        "seeds  r2             r2_last10  conflict (%)",
+        "2      0.500 ± 0.354  0.200      50.00",
+    ]
+    both = seeds_table([({"data": "a"}, results), ({"data": "b"}, [{"final/acc": 0.5}])])
+    assert text_of(both).splitlines()[2].split() == ["b", "1", "-", "-", "50.00", "-", "-"]
+
+
+def test_a_report_of_regressions_tells_and_draws_their_score(tmp_path):
+    runs = []
+    for number, run in enumerate(sweep(tmp_path, ["FedAvg"])):
+        rows = [{**row, "global/test/r2": row["global/test/acc"] - 0.125 * (number < 2)} for row in run.rows]
+        rows = [{key: value for key, value in row.items() if key != "global/test/acc"} for row in rows]
+        runs.append(replace(run, rows=rows, summary={"rounds": run.summary["rounds"], **closing_numbers(rows, "r2")}))
+    groups = Groups.of(runs)
+    assert over_seeds(groups)[0] == ["method", "seeds", "r2", "mean r2 of the last ten rounds", "pairs in conflict (%)"]
+    head, rows = gains_table(groups)
+    assert (head[1], rows[0][1]) == ("gain in r2", "-0.125")
+    (score, _), *_ = (panels for panels in curve_panels(groups))
+    assert (score[1], len(score[2])) == ("Test r2", 2)
+    assert 0.3 < float(score[2][0].values.max()) < 1, "not in percent"
+    assert "| 0.5" in write_report(runs, tmp_path / "report")
+    assert "r2" in (tmp_path / "report" / "runs.csv").read_text().partition("\n")[0]
 
 
 def test_personal_models_have_a_column_where_there_are_any(tmp_path):

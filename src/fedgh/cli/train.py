@@ -87,7 +87,9 @@ def start(cfg: DictConfig, again: bool = False) -> float | None:
         return federate(cfg)
     run_dir, trust = Path(cfg.paths.output_dir), [*cfg.trust, *config.foreign(cfg)]
     with run_directory(run_dir, resumed=True):
-        return carry_out(*config.reopen(run_dir, trust))
+        stored, saved, path = config.reopen(run_dir, trust)
+        config.check_outside(stored, cfg)
+        return carry_out(stored, saved, path)
 
 
 def federate(cfg: DictConfig) -> float | None:
@@ -139,6 +141,7 @@ def resume(cfg: DictConfig, words: Sequence[str] | None = None) -> float | None:
     with run_directory(run_dir, resumed=True):
         stored, saved, path = config.reopen(named, cfg.trust)
         stored = config.apply_where(stored, cfg, words)
+        config.check_outside(stored, cfg)
         stored.num_rounds = cfg.num_rounds if "num_rounds" in typed else stored.num_rounds
         finished = saved.server.round_index
         if stored.num_rounds < finished:
@@ -196,7 +199,7 @@ def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | N
     picture.save_png(figure, run_dir / "partition.png")
     recorder.picture("partition", figure)
 
-    again, status, summary = resume_command(run_dir, *trust_words(cfg)), "failed", dict[str, float]()
+    again, status, summary = resume_command(run_dir, *again_words(cfg)), "failed", dict[str, float]()
     try:
         with last_words(lost_to_ray(again)) if federation.executor.may_end_the_process else nullcontext():
             server, signal_number = train(federation, stamp.server, schedule, recorder, save, callbacks)
@@ -237,7 +240,7 @@ def introduce(cfg: DictConfig, federation: Federation, run_dir: Path) -> None:
         f"{dataset.name}: {len(dataset.train_inputs):,} training{held_out} and {len(dataset.test_inputs):,} test "
         f"{dataset.noun}, {dataset.num_classes} classes; {type(federation.model.module).__name__} with "
         f"{federation.model.params.numel():,} parameters on {federation.model.device}\n{federation.partition.card()}\n"
-        f"if it is stopped     {resume_command(run_dir, *trust_words(cfg))}\n"
+        f"if it is stopped     {resume_command(run_dir, *again_words(cfg))}\n"
     )
     if note := rounding_note(federation.model.module, federation.algorithm):
         log.info("%s", note)
@@ -288,7 +291,7 @@ def lost_to_ray(again: str) -> str:
 
 def print_results(cfg: DictConfig, finished: int, summary: dict[str, float]) -> None:
     """Print the summary, where everything is, and the commands that come next."""
-    run_dir, trust = Path(cfg.paths.output_dir), trust_words(cfg)
+    run_dir, trust, again = Path(cfg.paths.output_dir), trust_words(cfg), again_words(cfg)
     lines = [""]
     if "final/acc" in summary:
         lines += [
@@ -318,9 +321,9 @@ def print_results(cfg: DictConfig, finished: int, summary: dict[str, float]) -> 
     if finished:
         lines += [f"evaluate        {command('fedgh-evaluate', setting('checkpoint', newest(run_dir)), *trust)}"]
     if finished < cfg.num_rounds:
-        lines += [f"resume          {resume_command(run_dir, *trust)}"]
+        lines += [f"resume          {resume_command(run_dir, *again)}"]
     else:
-        lines += [f"go on           {resume_command(run_dir, setting('num_rounds', 2 * cfg.num_rounds), *trust)}"]
+        lines += [f"go on           {resume_command(run_dir, setting('num_rounds', 2 * cfg.num_rounds), *again)}"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -328,6 +331,11 @@ def trust_words(cfg: DictConfig) -> list[str]:
     """Return the setting without which a stored config would not build this run's own parts, if it has any."""
     packages = config.foreign(cfg)
     return [setting("trust", packages)] if packages else []
+
+
+def again_words(cfg: DictConfig) -> list[str]:
+    """Return these, and the settings without which a resumed run would not leave its directory, if it does."""
+    return [*trust_words(cfg), *(setting(key, value) for key, value in config.outside(cfg).items())]
 
 
 def newest(run_dir: Path) -> Path:

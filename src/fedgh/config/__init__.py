@@ -6,7 +6,7 @@ from fedgh.config.logger import build_loggers, in_wandb_sweep, new_wandb_id, wan
 from fedgh.config.stored import parse, reopen, save, to_text, to_values
 from fedgh.config.trust import check_parts, foreign
 from fedgh.config.validate import validate
-from fedgh.config.where import WHERE, apply_where, as_typed, is_where, key_of, typed_words
+from fedgh.config.where import WHERE, apply_where, as_typed, check_outside, is_where, key_of, outside, typed_words
 from fedgh.core.errors import did_you_mean
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "build_federation",
     "build_loggers",
     "build_schedule",
+    "check_outside",
     "check_parts",
     "compose",
     "composer",
@@ -29,6 +30,7 @@ __all__ = [
     "key_of",
     "literal",
     "new_wandb_id",
+    "outside",
     "parse",
     "quieten",
     "reopen",

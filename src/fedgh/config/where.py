@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,24 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedgh.config.compose import resolve
-from fedgh.core.command import quoted
+from fedgh.config.stored import leaves
+from fedgh.core.command import command, quoted, setting
 from fedgh.core.errors import ConfigurationError, did_you_mean
 
 PATHS = ("resume", "sweep.resume", "checkpoint", "recording", "run")
 """Keys that name what is there already, whatever it is called: their values are taken as they are typed."""
 
-WHERE = ("trainer", "executor", "logger", "paths", "dataset.root", "dataset.source")
+WHERE = ("trainer", "executor", "logger", "paths", "dataset.root", "dataset.source", "dataset.download")
 """Settings that say where a run is computed and recorded, not what: they may be given anew to a stored run."""
+
+_FOLDER = re.compile(r"callback\.\w+\.output_dir")
+_OPENED = ("executor", "logger", "callback", "trainer")
+"""What connects to somewhere, or writes files."""
+_ELSEWHERE = re.compile(r"^[/~\\]|^\w:[/\\]|://|^[\w.-]+:\d+$|(^|[/\\])\.\.([/\\]|$)|^\$\{paths\.(?!output_dir\})")
+"""Texts that are absolute paths, addresses, or lead upwards."""
+_PLACES = ("dir", "path", "root", "file", "filename", "uri", "url", "host", "address")
+_WORDS = ("_target_", "name", "group", "tags", "project", "entity", "notes")
+"""Ends of keys that hold a place, and keys that hold anything else."""
 
 _GROUPS = ("trainer", "executor", "logger")
 KEPT = ("trainer.precision", "executor.row_dtype")
@@ -67,7 +78,7 @@ def _read_as_typed(argument: str, value: str, several: bool) -> bool:
 
 def is_where(key: str) -> bool:
     """Tell whether a key is one of those that say where a run is computed; see :data:`WHERE`."""
-    return any(key == name or key.startswith(f"{name}.") for name in WHERE)
+    return _FOLDER.fullmatch(key) is not None or any(key == name or key.startswith(f"{name}.") for name in WHERE)
 
 
 def typed_words(composed: DictConfig | None = None) -> list[str]:
@@ -87,6 +98,41 @@ def as_typed(overrides: Any) -> list[str]:
     return [str(override) for override in OmegaConf.to_container(overrides, resolve=False)]
 
 
+def outside(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings of a config that lead out of the run's own directory: addresses and folders to write to.
+
+    Data are read from wherever they are; what is read is known by its fingerprint.
+    """
+    content = {key: node for key, node in OmegaConf.to_container(cfg).items() if key in _OPENED}  # type: ignore[union-attr]
+    return {key: value for key, value in leaves(content) if isinstance(value, str) and _leads_out(key, value)}
+
+
+def _leads_out(key: str, value: str) -> bool:
+    name = re.sub(r"\[.*", "", key).rpartition(".")[2]
+    if name in _WORDS or (value.startswith("${paths.output_dir}") and ".." not in value):
+        return False
+    return _ELSEWHERE.search(value) is not None or (name.endswith(_PLACES) and value not in ("auto", "local"))
+
+
+def check_outside(stored: DictConfig, own: DictConfig) -> None:
+    """Refuse a stored config that leads out of its directory to where the command at hand does not go itself.
+
+    Args:
+        stored: Of a run that is to go on, with what was typed anew.
+        own: The command's, resolved or not.
+
+    Raises:
+        ConfigurationError: With what to type if the place is the user's own.
+    """
+    mine = outside(own)
+    for key, value in outside(stored).items():
+        if mine.get(key) != value:
+            raise ConfigurationError(
+                f"the stored config's {key} is {value!r}, outside the run's own directory, and somebody else may have "
+                f"written it; to go there type {command(setting(key, value))}, or another {key}"
+            )
+
+
 def apply_where(stored: DictConfig, cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     """Return a stored config with the settings that say where to run as they were typed.
 
@@ -103,6 +149,8 @@ def apply_where(stored: DictConfig, cfg: DictConfig, words: Sequence[str]) -> Di
     if "paths.output_dir" in typed and "resume" in map(key_of, words):
         raise ConfigurationError("paths.output_dir is where the resumed run is; leave it out")
     with open_dict(stored):
+        if OmegaConf.select(stored, "dataset.download"):
+            stored.dataset.download = False  # nothing is fetched because somebody else has asked for it
         for group in _GROUPS:
             if group in typed:
                 kept = {key: OmegaConf.select(stored, key) for key in KEPT if key not in typed}

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedgh.core.errors import TrainingError
-from fedgh.core.types import CohortResult, ServerState
+from fedgh.core.types import CohortResult, GlobalModel, ServerState
 from fedgh.core.updates import all_finite
 
+if TYPE_CHECKING:
+    from fedgh.aggregator.base import Aggregate
+    from fedgh.federation.round import Federation
+
 log = logging.getLogger(__name__)
+
+UNUSUAL = 1e4
+"""Parameters, and losses, beyond this are looked at twice."""
 
 
 class NonFiniteError(TrainingError):
@@ -25,12 +34,19 @@ def is_finite(result: CohortResult, block_grams: Tensor) -> bool:
 
 
 def set_aside_nonfinite(
-    result: CohortResult, block_grams: Tensor, on_nonfinite: str, round_index: int
+    result: CohortResult, block_grams: Tensor, on_nonfinite: str, round_index: int, origin: str = ""
 ) -> tuple[CohortResult, Tensor, tuple[int, ...]]:
     """Take out the clients who sent something that is not finite, before anything is weighed.
 
     A NaN row would make every comparison false, so a conflict-aware rule would silently become the mean and the mean
     would still be NaN; infinite running statistics would ruin the model's evaluation only.
+
+    Args:
+        result: What all clients sent.
+        block_grams: Of their updates, ``(blocks, clients, clients)``.
+        on_nonfinite: ``drop`` or ``raise``.
+        round_index: Round t, from 0.
+        origin: What :func:`of_the_server` says about the model that they started from.
 
     Returns:
         The result and Gram matrices of the others, and the ids set aside.
@@ -58,11 +74,10 @@ def set_aside_nonfinite(
         bad |= where
     if not causes:
         return result, block_grams, ()
-    message = f"round {round_index + 1}: {'; '.join(causes)}"
+    message = f"round {round_index + 1}: {'; '.join(causes)}{origin}"
     if on_nonfinite == "raise":
-        raise TrainingError(
-            f"{message}; lower algorithm.optimizer.lr, or go on without such clients: on_nonfinite=drop"
-        )
+        rate = "server_optimizer.lr" if origin else "algorithm.optimizer.lr"
+        raise TrainingError(f"{message}; lower {rate}, or go on without such clients: on_nonfinite=drop")
     log.warning("%s; set aside", message)
     dropped = tuple(k for k, yes in zip(result.client_ids, bad.tolist(), strict=True) if yes)
     return result.select(~bad), block_grams[:, ~bad][:, :, ~bad], dropped
@@ -79,6 +94,52 @@ def require_finite(after: ServerState, before: ServerState) -> None:
     for name, tensor in new:
         if not all_finite(tensor):
             raise NonFiniteError(f"{name} would not be finite; lower server_optimizer.lr or algorithm.optimizer.lr")
+
+
+def require_usable(federation: Federation, after: ServerState, before: ServerState, aggregate: Aggregate) -> None:
+    """Refuse global models that are finite, but too large to be computed with: their clients would seem to fail.
+
+    Raises:
+        NonFiniteError: If the loss of one is not finite on a few training examples. Looked at only where a parameter
+            is larger than any of a network that learns.
+    """
+    for old, new in zip(before.models, after.models, strict=True):
+        largest = 0.0 if new.params is old.params else _largest(new.params)
+        if largest > UNUSUAL and not math.isfinite(_loss(federation, new)):
+            of_clients = _largest(aggregate.update) > UNUSUAL
+            raise NonFiniteError(
+                f"the server's step would take the global model's parameters up to {largest:.1e}, where its loss is "
+                f"not finite; lower {'algorithm.optimizer.lr' if of_clients else 'server_optimizer.lr'}"
+            )
+
+
+def of_the_server(federation: Federation, server: ServerState) -> str:
+    """Return, as the end of a sentence, that clients fail for the model that they got; empty if it is a sound one."""
+    for model in server.models:
+        largest = _largest(model.params)
+        if largest > UNUSUAL and not _loss(federation, model) < UNUSUAL:
+            left = f"as round {server.round_index} left it, " if server.round_index else ""
+            return (
+                f", because of the global model that they started from: {left}its parameters reach {largest:.1e} and "
+                f"its loss is {_loss(federation, model):.1e}"
+            )
+    return ""
+
+
+def _largest(tensor: Tensor) -> float:
+    return max(abs(float(end)) for end in tensor.aminmax()) if tensor.numel() else 0.0
+
+
+@torch.no_grad()
+def _loss(federation: Federation, model: GlobalModel) -> float:
+    """Return a global model's loss on a few training examples."""
+    flat, dataset = federation.model, federation.dataset
+    training = flat.module.training
+    flat.load(model.params, model.buffers, model.counters)
+    flat.module.eval()
+    outputs, _ = flat.forward(flat.params, dataset.normalize(dataset.train_inputs[:8]))
+    flat.module.train(training)
+    return float(dataset.task.loss(outputs, dataset.train_targets[:8]))
 
 
 def _tensors(server: ServerState) -> Iterator[tuple[str, Tensor]]:

@@ -24,7 +24,14 @@ from fedgh.executor.base import Executor
 from fedgh.executor.gather import sizes_of
 from fedgh.federation.clock import Clock
 from fedgh.federation.evaluation import Cells, Validation, cells_of
-from fedgh.federation.finite import NonFiniteError, is_finite, require_finite, set_aside_nonfinite
+from fedgh.federation.finite import (
+    NonFiniteError,
+    is_finite,
+    of_the_server,
+    require_finite,
+    require_usable,
+    set_aside_nonfinite,
+)
 from fedgh.federation.parts import check_parts
 from fedgh.metric.collection import Metrics
 from fedgh.partition.base import Partition
@@ -148,13 +155,16 @@ def run_round(federation: Federation, server: ServerState) -> Round:
     block_grams = result.updates.gram(by_block=True) if affordable(result.updates) else result.updates.gram()[None]
     dropped: tuple[int, ...] = ()
     if not is_finite(result, block_grams):
-        result, block_grams, dropped = set_aside_nonfinite(result, block_grams, federation.on_nonfinite, t)
+        origin = of_the_server(federation, before)
+        result, block_grams, dropped = set_aside_nonfinite(result, block_grams, federation.on_nonfinite, t, origin)
     gram, weights, aggregate = block_grams.sum(0), result.num_examples, None
-    if result.client_ids:
+    least = federation.aggregator.min_clients if dropped else 1  # too few who never were more: the rule itself says so
+    if len(result.client_ids) >= least:
         try:
             after, weights, aggregate = absorb(federation, server, result, gram)
             after = federation.algorithm.conclude(before, after, result)
             require_finite(after, before)
+            require_usable(federation, after, before, aggregate)
             if result.client_states:
                 after = replace(after, clients=update_clients(after.clients, result.client_states, t + 1))
             server = after
@@ -166,7 +176,8 @@ def run_round(federation: Federation, server: ServerState) -> Round:
             log.warning("round %d: %s; the round is set aside, the model stays as it is", t + 1, error)
             aggregate = None
     else:
-        log.warning("round %d: no client is left, the model stays as it is", t + 1)
+        left = f"{len(result.client_ids)} of {least} clients are" if result.client_ids else "no client is"
+        log.warning("round %d: %s left, the model stays as it is", t + 1, left)
     server = replace(server, round_index=t + 1)
     if clock is not None:
         server = clock.dispatch(federation.algorithm, server, federation.num_clients, federation.seed)

@@ -89,6 +89,13 @@ def closing_numbers(rows: Sequence[Mapping[str, float]], main: str = "acc") -> d
     return numbers
 
 
+def main_of(numbers: Mapping[str, float]) -> str | None:
+    """Return the name of the task's main score among the closing numbers of a run; None if it was not evaluated."""
+    others = ("final/conflict_ratio", "final/personal_", "final/val_")
+    names = (name for name in numbers if name.startswith("final/") and not name.startswith(others))
+    return next((name.removeprefix("final/") for name in names), None)
+
+
 def final_score(numbers: Mapping[str, float]) -> float | None:
     """Return what a run is judged by among its closing numbers, whatever its task; None if there is none.
 

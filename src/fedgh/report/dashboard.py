@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgh.metric.summary import main_of
 from fedgh.plot.style import DASHES
 from fedgh.report.board import Board, cosines, curves, layers
 from fedgh.report.cells import Result, begun, results
@@ -174,14 +175,15 @@ def _run_cells(page: Board, group: Group, run: Run, jobs: Mapping[Path, JobRecor
     state = "finished" if run.finished else (job.status if job and job.status != "finished" else "not finished")
     state += f": {job.error}" if job and job.error and not run.finished else ""
     accuracy = [row["global/test/acc"] for row in run.rows if "global/test/acc" in row]
-    final = run.summary.get("final/acc", accuracy[-1] if accuracy else np.nan)
+    main = main_of(run.summary) or "acc"
+    final = run.summary.get(f"final/{main}", accuracy[-1] if accuracy else np.nan)
     conflict = run.summary.get("mean/conflict_ratio", Score.of(run.curve("conflict/ratio")).mean)
     return [
         *_names(page, group),
         (str(run.seed), "number"),
         (f"{done} of {run.settings['num_rounds']}", "number"),
         (state, "state" if run.finished else "state open"),
-        (percent(Score.of([final])), "number"),
+        (percent(Score.of([final])) if main == "acc" else f"{main} {final:.3f}", "number"),
         (percent(Score.of([conflict])), "number"),
         (f"{seconds(run):,.1f}" if np.isfinite(seconds(run)) else "", "number"),
         (str(run.provenance.get("commit") or ""), "commit"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedgh.core.command import resume_command
 from fedgh.core.errors import DataError
+from fedgh.metric.summary import main_of
 from fedgh.storage.run import Run, open_run
 from fedgh.tracking.wandb_files import read_export, read_offline
 
@@ -111,10 +112,10 @@ def once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         other = kept.get(key)
         if other is not None and other.rows and not run.rows:
             run, other = other, run  # the one that knows its rounds
-        if other is not None and other.summary.get("final/acc") != run.summary.get("final/acc"):
+        if other is not None and _score(other) != _score(run):
             notes.append(
                 f"{other.path} and {run.path} have the same settings and seed {run.seed} but ended at "
-                f"{_percent(other)} and {_percent(run)} (commits {other.provenance.get('commit')} and "
+                f"{_score(other)} and {_score(run)} (commits {other.provenance.get('commit')} and "
                 f"{run.provenance.get('commit')}); only the second is counted. Leave one of them out of runs=."
             )
         kept[key] = run
@@ -132,6 +133,7 @@ def _unfinished(run: Run) -> str:
     return f"{told}; go on with it: {resume_command(run.path)}" if run.path.is_dir() else f"{told}."
 
 
-def _percent(run: Run) -> str:
-    value = run.summary.get("final/acc")
-    return "no accuracy" if value is None else f"{value:.2%}"
+def _score(run: Run) -> str:
+    main = main_of(run.summary)
+    value = run.summary.get(f"final/{main}")
+    return "no score" if value is None else f"{value:.2%}" if main == "acc" else f"{main} {value:.4g}"

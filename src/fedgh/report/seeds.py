@@ -11,6 +11,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+from fedgh.metric.summary import main_of
 from fedgh.report.compare import Gain, Score, paired_gain
 from fedgh.report.cost import cost_line
 from fedgh.report.groups import Group, Groups, differing, short
@@ -38,8 +39,9 @@ HEADINGS = {
     "conflict": "pairs in conflict (%)",
 }
 EXPLAINED = (
-    "Test accuracy of the global model after the last round, its mean over the last ten rounds, and the share of pairs "
-    "of clients whose updates oppose each other, over all rounds; mean ± standard deviation over seeds."
+    "Test accuracy of the global model, or what else its task is judged by, after the last round, its mean over the "
+    "last ten rounds, and the share of pairs of clients whose updates oppose each other, over all rounds; mean ± "
+    "standard deviation over seeds."
 )
 
 Line = dict[str, Any]
@@ -57,8 +59,7 @@ def seeds_table(groups: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, 
         The names, ``seeds``, and of each measure mean and standard deviation (n - 1; NaN for one seed), in shares.
     """
     groups, lines = list(groups), []
-    there = {key for _, results in groups for result in results for key in result}
-    measures = MEASURES | {column: key for column, key in WHERE_THERE.items() if key in there}
+    measures = measures_of([result for _, results in groups for result in results])
     for names, results in groups:
         line: Line = {**names, "seeds": len(results)}
         for column, key in measures.items():
@@ -66,6 +67,21 @@ def seeds_table(groups: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, 
             line |= {f"{column}_mean": score.mean, f"{column}_sd": score.sd}
         lines.append(line)
     return lines
+
+
+def measures_of(results: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Return column -> closing number for runs of these closing numbers, whatever their tasks are judged by.
+
+    A score that is no accuracy has columns of its own name, ``r2`` and ``r2_last10``; if there is no accuracy at all,
+    accuracy has none.
+    """
+    there = {key for result in results for key in result}
+    mains = sorted({main for result in results if (main := main_of(result)) not in (None, "acc")})
+    measures = {} if mains and MEASURES["accuracy"] not in there else dict(MEASURES)
+    for main in mains:
+        measures |= {main: f"final/{main}", f"{main}_last10": f"last10/{main}_mean"}
+    measures |= {"conflict": measures.pop("conflict", MEASURES["conflict"])}  # last
+    return measures | {column: key for column, key in WHERE_THERE.items() if key in there}
 
 
 def of_groups(groups: Groups) -> list[Line]:
@@ -84,14 +100,15 @@ def over_seeds(groups: Groups) -> Table:
     named = ["federation"] * (len(groups.federations) > 1) + ["method"]
     table = of_groups(groups)
     rows = [[*(line[key] for key in named), str(line["seeds"]), *_measured(line)] for line in table]
-    return [*named, "seeds", *(HEADINGS[name] for name in _measures(table[0]))], rows
+    return [*named, "seeds", *(_heading(name) for name in _measures(table[0]))], rows
 
 
 def gains(groups: Groups) -> list[tuple[Group, Gain]]:
     """Compare every aggregator with the plain mean, seed by seed, where all other settings agree; in shares."""
 
     def scores(group: Group) -> dict[int, float]:
-        return {run.seed: run.summary["final/acc"] for run in group.finished if "final/acc" in run.summary}
+        mains = {run.seed: (run, main_of(run.summary)) for run in group.finished}
+        return {seed: run.summary[f"final/{main}"] for seed, (run, main) in mains.items() if main}
 
     def others(group: Group) -> str:
         run = (*group.finished, *group.unfinished)[0]
@@ -105,13 +122,16 @@ def gains(groups: Groups) -> list[tuple[Group, Gain]]:
 def gains_table(groups: Groups) -> Table:
     """Return :func:`gains` for readers, in points."""
     named = ["federation"] * (len(groups.federations) > 1) + ["method"]
-    rows = []
+    rows, mains = [], set[str]()
     for group, gain in gains(groups):
-        names = _names(groups, group)
-        told = [_signed(gain.mean), f"{_signed(gain.low)} to {_signed(gain.high)}" if gain.pairs > 1 else ""]
+        names, main = _names(groups, group), next((m for run in group.finished if (m := main_of(run.summary))), "acc")
+        mains.add(main)
+        low, high = (_signed(end, main) for end in (gain.low, gain.high))
+        told = [_signed(gain.mean, main), f"{low} to {high}" if gain.pairs > 1 else ""]
         rows.append([names[key] for key in named] + [*told, "" if isnan(gain.p_value) else f"{gain.p_value:.2g}"])
         rows[-1].append(str(gain.pairs))
-    return [*named, "gain in accuracy (points)", "95 % interval", "p", "seeds in both"], rows
+    what = " or ".join("accuracy (points)" if main == "acc" else main for main in sorted(mains))
+    return [*named, f"gain in {what or 'accuracy (points)'}", "95 % interval", "p", "seeds in both"], rows
 
 
 def gain_lines(groups: Groups) -> list[Line]:
@@ -127,9 +147,11 @@ def gain_lines(groups: Groups) -> list[Line]:
 def runs_table(runs: Sequence[Run]) -> list[Line]:
     """Return a line per run: what it was, what came out, and what stands behind the number."""
     keys, lines = differing(runs), []
+    others = measures_of([run.summary for run in runs])
+    columns = OF_A_RUN | {name: key for name, key in others.items() if name not in HEADINGS}
     for run in runs:
         what = {key: short(run.settings.get(key)) for key in keys}
-        numbers = {name: run.summary.get(key, nan) for name, key in OF_A_RUN.items()}
+        numbers = {name: run.summary.get(key, nan) for name, key in columns.items()}
         behind = {name: value for name, value in cost_line([run]).items() if name not in ("runs", "hardware")}
         known = {name: run.provenance.get(name) for name in ("commit", "device", "cpu", "threads", "command")}
         known["torch"] = run.provenance.get("versions", {}).get("torch")
@@ -140,7 +162,7 @@ def runs_table(runs: Sequence[Run]) -> list[Line]:
 def text_of(table: Sequence[Line]) -> str:
     """Return a table over seeds for a terminal: in percent, mean ± standard deviation."""
     names = [key for key in table[0] if not key.endswith(("_mean", "_sd"))]
-    head = [*names, *(f"{name} (%)" for name in _measures(table[0]))]
+    head = [*names, *(f"{name} (%)" if name in HEADINGS else name for name in _measures(table[0]))]
     lines = [head, *([str(line[key]) for key in names] + [cell or "-" for cell in _measured(line)] for line in table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -172,13 +194,31 @@ def _names(groups: Groups, group: Group) -> Line:
 
 
 def _measures(line: Line) -> list[str]:
-    return [name for name in HEADINGS if f"{name}_mean" in line]
+    own = [name.removesuffix("_mean") for name in line if name.endswith("_mean")]
+    return [*(n for n in own if n not in HEADINGS), *(name for name in HEADINGS if name in own)]
+
+
+def _heading(name: str) -> str:
+    main = name.removesuffix("_last10")
+    return HEADINGS.get(name) or (name if main == name else f"mean {main} of the last ten rounds")
 
 
 def _measured(line: Line) -> list[str]:
-    spreads = [(line[f"{name}_mean"], line[f"{name}_sd"]) for name in _measures(line)]
-    return [percent(Score(mean, sd, 0 if isnan(mean) else 1 if isnan(sd) else 2)) for mean, sd in spreads]
+    return [
+        told(
+            name,
+            Score(mean := line[f"{name}_mean"], sd := line[f"{name}_sd"], 0 if isnan(mean) else 1 if isnan(sd) else 2),
+        )
+        for name in _measures(line)
+    ]
 
 
-def _signed(share: float) -> str:
-    return "" if isnan(share) else f"{100 * share:+.2f}"
+def told(name: str, score: Score) -> str:
+    """Return a measure over seeds for readers: shares in percent, a score of a task's own as it is."""
+    if name in HEADINGS or not score.seeds:
+        return percent(score)
+    return f"{score.mean:.3f}" + (f" ± {score.sd:.3f}" if score.seeds > 1 else "")
+
+
+def _signed(gain: float, main: str) -> str:
+    return "" if isnan(gain) else f"{100 * gain:+.2f}" if main == "acc" else f"{gain:+.3f}"

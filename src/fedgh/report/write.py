@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedgh.metric.summary import main_of
 from fedgh.paper.matrix import places
 from fedgh.plot.curves import ACCURACY, CONFLICT, Curve, curves_figure
 from fedgh.report import paper_figures, seeds
@@ -175,7 +176,9 @@ def curve_panels(groups: Groups) -> list[list[tuple[str, str, list[Curve]]]]:
     drawn: dict[int, list[tuple[str, str, list[Curve]]]] = {}
     for federation, name in enumerate(groups.federations):
         members = [group for group in groups.members if group.federation == federation]
-        for metric, label in (("global/test/acc", ACCURACY), ("conflict/ratio", CONFLICT)):
+        mains = {main for group in members for run in group.finished if (main := main_of(run.summary))} or {"acc"}
+        scores = [(f"global/test/{main}", ACCURACY if main == "acc" else f"Test {main}") for main in sorted(mains)]
+        for metric, label in (*scores, ("conflict/ratio", CONFLICT)):
             curves = [curve for group in members if (curve := curve_of(groups, group, metric)) is not None]
             if curves:
                 drawn.setdefault(federation, []).append((name, label, curves))
@@ -189,11 +192,12 @@ def curve_panels(groups: Groups) -> list[list[tuple[str, str, list[Curve]]]]:
 
 
 def curve_of(groups: Groups, group: Group, metric: str) -> Curve | None:
-    """Return a metric of the finished runs of a group, in percent; None where none has it."""
+    """Return a metric of the finished runs of a group, shares in percent; None where none has it."""
     found = aligned(group.finished, metric)
     if found is None:
         return None
-    return Curve(groups.methods[group.method], found[0], 100 * np.asarray(found[1]), groups.styles[group.method])
+    factor = 100 if metric in ("global/test/acc", "conflict/ratio") else 1
+    return Curve(groups.methods[group.method], found[0], factor * np.asarray(found[1]), groups.styles[group.method])
 
 
 def _picture(document: Document, name: str, caption: str, figure: Figure | None) -> None:

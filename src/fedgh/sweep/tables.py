@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import nan
 
-from fedgh.report.seeds import MEASURES, Line, seeds_table
+from fedgh.report.seeds import Line, measures_of, seeds_table
 from fedgh.report.seeds import text_of as text_of
 from fedgh.report.seeds import write_csv as write_csv
 from fedgh.storage.jobs import JobRecord
@@ -19,13 +19,14 @@ def varied(jobs: Sequence[JobRecord]) -> list[str]:
 
 def jobs_table(jobs: Sequence[JobRecord]) -> list[Line]:
     """Return a line per job."""
+    measures = measures_of([job.results for job in jobs])
     keys = dict.fromkeys([*varied(jobs), *(["seed"] if any("seed" in job.settings for job in jobs) else [])])
     return [
         {
             "job": job.number,
             **{key: job.settings.get(key, "") for key in keys},
             "status": job.status,
-            **{name: job.results.get(key, nan) for name, key in MEASURES.items()},
+            **{name: job.results.get(key, nan) for name, key in measures.items()},
             "directory": str(job.directory),
             "error": job.error,
         }
