@@ -8,15 +8,20 @@ the difference (a tolerance, a faster way to the same number).
 
 import argparse
 import ast
+import importlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 SWAPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -26,6 +31,8 @@ SWAPS = {
 NAMES = {"min": "max", "argmin": "argmax", "amin": "amax", "clamp_min": "clamp_max", "any": "all", "sum": "mean"}
 NAMES |= {other: name for name, other in NAMES.items()}
 COPIES = ("clone", "detach", "copy", "contiguous")
+LIBRARIES = ("torchvision", "torchmetrics", "pytorch_lightning", "hydra", "pandas", "matplotlib.pyplot", "wandb")
+LIBRARIES += ("sklearn.datasets", "pyarrow.parquet", "scipy.optimize")
 Change = tuple[int, ast.AST, str]  # line, what stands there, what is written instead
 
 
@@ -75,15 +82,41 @@ def apply(source: str, node: ast.AST, new: str) -> str:
     return (source.encode()[:start] + text.encode() + source.encode()[stop:]).decode()
 
 
-def passes(root: Path, tests: list[str], limit: float | None) -> bool:
-    """Run tests in a copy; one that hangs has noticed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    try:
-        return subprocess.run(command, cwd=root, env=environment, timeout=limit, check=False, **quiet).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+def passes(root: Path, tests: list[str], limit: float, write: bool = False) -> bool:
+    """Run tests in a copy, in a fork of this process, which has read the libraries; one that hangs has noticed.
+
+    Args:
+        root: Of the copy.
+        tests: What pytest is given.
+        limit: Seconds.
+        write: Whether compiled modules are kept; not of changed ones, which only second and size tell from others.
+    """
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.chdir(root)
+        sys.dont_write_bytecode = not write
+        sys.path[:1] = [str(root / "src"), str(root)]
+        os.environ["PYTHONPATH"] = str(root / "src")
+        said = os.open(root / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(said, stream)
+        code = 1
+        try:
+            options = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # of plugins in libraries
+            code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *options, *tests])
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    deadline, ended = time.monotonic() + limit, (0, 1)
+    while time.monotonic() < deadline and ended[0] == 0:
+        ended = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.05)
+    with suppress(ProcessLookupError):  # what a test has left, too
+        os.killpg(child, signal.SIGKILL)
+    if ended[0] == 0:
+        os.waitpid(child, 0)
+    return ended[0] != 0 and ended[1] == 0
 
 
 def main() -> None:
@@ -105,9 +138,13 @@ def main() -> None:
         for file in filter(os.path.isfile, files):
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, root / file)
+        for name in LIBRARIES:
+            importlib.import_module(name)
         started = time.monotonic()
-        if not passes(root, arguments.tests + options, None):
-            sys.exit("the tests fail before anything is changed")
+        if not passes(root, arguments.tests + options, 3600, write=True):
+            sys.exit(f"{(root / 'said').read_text()}\nthe tests fail before anything is changed")
+        for compiled in (root / arguments.source.parent / "__pycache__").glob(f"{arguments.source.stem}.*"):
+            compiled.unlink()
         limit, survivors = 30 + 3 * (time.monotonic() - started), 0
         for line, node, new in sorted(drawn, key=lambda change: change[0]):
             (root / arguments.source).write_text(apply(source, node, new))
