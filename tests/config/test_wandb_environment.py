@@ -1,8 +1,11 @@
 """What W&B's variables fill where the user left the default."""
 
+import os
+
 import pytest
 
 from fedgh import config
+from fedgh.config.logger import own_service
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +58,15 @@ def test_a_project_of_the_environment_is_checked_like_a_typed_one(monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "a/b")
     with pytest.raises(ConfigurationError, match=r"logger\.wandb\.project must be a name"):
         config.validate(config.compose(["callback=none"]))
+
+
+@pytest.mark.parametrize(
+    ("token", "kept"),
+    [("3-{}-unix-/tmp/wandb-1/socket", True), ("3-{}1-unix-/tmp/wandb-1/socket", False), ("x", False)],
+)
+def test_the_service_of_another_process_is_left_to_it(monkeypatch, token, kept):
+    monkeypatch.setenv("WANDB_SERVICE", token.format(os.getpid()))
+    own_service()
+    assert ("WANDB_SERVICE" in os.environ) == kept
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    own_service()

@@ -81,6 +81,7 @@ def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, e
     """Start the W&B run; when W&B cannot be reached or refuses the key, start it offline instead."""
     import wandb
 
+    own_service()
     settings = wandb.Settings(
         console="off", silent=True, init_timeout=patience, finish_timeout=patience, finish_timeout_raises=True
     )
@@ -102,3 +103,14 @@ def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, e
         folder = Path(logger.experiment.dir).parent
         log.warning("W&B cannot be used online (%s); recorded offline, to be sent later: wandb sync %s", error, folder)
     return logger
+
+
+def own_service() -> None:
+    """Have W&B start a service for this process, where it would go on with the one of a notebook or script around it.
+
+    That one ends with its owner, even in the middle of this run; and as long as it lives it keeps the run of a killed
+    process open, so that ``resume=`` would be refused: "run ID ... is in use".
+    """
+    token = os.environ.get("WANDB_SERVICE", "")  # 3-<process that started it>-unix-<socket>
+    if token and token.split("-")[1:2] != [str(os.getpid())]:
+        del os.environ["WANDB_SERVICE"]
