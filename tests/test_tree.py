@@ -105,7 +105,7 @@ def test_every_key_is_in_the_signature_of_its_target(group, name):
         assert keys <= set(parameters), f"{path}: {keys - set(parameters)} of {node['_target_']}"
 
 
-STORED_WITHOUT = {"weights"}
+STORED_WITHOUT = {"weights", "harmonize", "harmonize_lambda", "harmonize_variant"}
 """What the configs of runs do not say that are older than the setting."""
 PARTS = {"algorithm", "aggregator", "server_optimizer", "partition", "sampler"}
 

@@ -64,7 +64,8 @@ class Algorithm:
 
     Attributes:
         requires: What a run must have for the method to mean anything, checked before it starts: ``head`` (a model
-            whose parameters named ``head.*`` are the classifier), ``classification``, ``several_targets``, ``clock``.
+            whose parameters named ``head.*`` are the classifier), ``classification``, ``several_targets``, ``clock``
+            and others of :mod:`fedgh.federation.parts`.
         own_buffers: Running statistics stay with the client: they neither travel nor are averaged.
     """
 

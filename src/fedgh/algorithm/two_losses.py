@@ -7,7 +7,8 @@ Harmonization) then bends both gradients, by giving each loss another weight; it
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from fedgh.algorithm.base import Algorithm, Batch, require
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState, CohortResult, Report, ServerState, Trained
+from fedgh.core.updates import Block
 
 if TYPE_CHECKING:
     from fedgh.client.view import ClientView
@@ -30,7 +32,7 @@ _SEEN = "harmonize"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoLosses(Algorithm):
+class TwoLosses(Algorithm, ABC):
     """A method that adds a term to the task's loss; its own text is :meth:`terms`.
 
     Args:
@@ -71,6 +73,10 @@ class TwoLosses(Algorithm):
         See :meth:`Algorithm.local_loss` for what is given.
         """
 
+    def compared(self, blocks: Sequence[Block]) -> Tensor | None:  # noqa: ARG002
+        """Return the columns over which the two gradients are compared, ``(params,)`` bool; None for all of them."""
+        return None
+
     def local_loss(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
     ) -> Tensor:
@@ -96,13 +102,21 @@ class TwoLosses(Algorithm):
 
         gradients, losses = forward.gradients(both, params)
         own, added = gradients
-        products = torch.stack([added @ added, added @ own, own @ own])
+        products = self._products(gradients, self.compared(forward.blocks))
         weights, angle = loss_weights(products, self.harmonize, self.harmonize_lambda, self.harmonize_variant)
         met = (angle > 0).to(angle)
         seen = torch.stack([torch.ones_like(angle), met, angle, *(met * weights)])
         before = state.get(_SEEN)
         after = {**state, _SEEN: seen if before is None else before + seen}
         return weights[0] * added + weights[1] * own, losses.sum(), after
+
+    @staticmethod
+    def _products(gradients: Tensor, columns: Tensor | None) -> Tensor:
+        """Return ``g1 . g1``, ``g1 . g2``, ``g2 . g2`` of the added term (1) and the task's loss (2)."""
+        if columns is not None:
+            gradients = gradients.masked_fill(~columns.to(gradients.device), 0.0)
+        own, added = gradients
+        return torch.stack([added @ added, added @ own, own @ own])
 
     def report(self, client: ClientView, trained: Trained) -> Report:
         """Send how often and how much the terms were in conflict."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp
+from torch.func import functional_call, vjp
 
 from fedgh.core.flat import FlatModel
 
@@ -54,6 +54,19 @@ class Forward(ABC):
 
         They are copied; :attr:`VectorizedForward.statistics` are what its forwards have made of them.
         """
+
+    def part(self, name: str, params: Tensor, inputs: Tensor) -> Tensor:
+        """Return what a named part of the model makes of its inputs: a discriminator, a second head.
+
+        Args:
+            name: Of a submodule without buffers, as in ``named_modules()``.
+            params: As everywhere, those of the whole model.
+            inputs: ``(B, ...)``, what the part takes.
+        """
+        prefix = f"module.{name}."
+        own = {n.removeprefix(prefix): p for n, p in self.model.unflatten(params).items() if n.startswith(prefix)}
+        outputs: Tensor = functional_call(self.model.module.get_submodule(name), own, (inputs,))
+        return outputs
 
     def same_draws(self) -> AbstractContextManager[None]:
         """Let what is drawn inside, such as dropout, be drawn once more by the next forward after it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedgh.core.errors import ConfigurationError
+from fedgh.task.adaptation import Adaptation
 from fedgh.task.classification import Classification
 from fedgh.task.multi_task import MultiTask
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 CHOICES = {"on_nonfinite": ("drop", "raise"), "buffers": ("average", "keep_global")}
 """Settings of a federation that are words."""
+
+ADDED = ("discriminator", "second_head")
+"""Parts of a model that some methods need."""
 
 
 def check_parts(federation: Federation) -> None:
@@ -63,12 +67,17 @@ def _check_requirements(federation: Federation) -> None:
         "classification": isinstance(task, Classification),
         "several_targets": isinstance(task, MultiTask),
         "clock": federation.clock is not None,
+        "adaptation": isinstance(task, Adaptation),
+        **{part: any(b.name.startswith(f"{part}.") for b in federation.model.blocks) for part in ADDED},
     }
     remedies = {
         "head": "a model whose classifier is called `head`, such as model=mlp",
         "classification": "a data set with one label per example, such as dataset=digits",
         "several_targets": "a data set with several targets per example, such as dataset=digits_two",
         "clock": "clients that come and go: clock=fedbuff",
+        "adaptation": "a labelled and an unlabelled domain: dataset=adaptation",
+        "discriminator": "a discriminator: model=adapted",
+        "second_head": "a second head: model=adapted model.second_head=true model.discriminator=null",
     }
     for need in sorted(federation.algorithm.requires):
         if not present[need]:
