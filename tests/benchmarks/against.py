@@ -1,8 +1,9 @@
 """Processor time of a round here and in another checkout, in pairs of short launches that alternate.
 
 Two processes of identical code differ by several percent, from launch to launch and with what else the machine does,
-so a launch is one number (the median round after the first), a pair is a ratio, and the median over pairs is what
-counts; its interval of 95 % follows from the ranks of the ratios. Processor time, so that a busy machine tells little.
+so a launch is one number (its fastest round after the first: others can only slow a round down), a pair is a ratio,
+and the median over pairs is what counts; its interval of 95 % follows from the ranks of the ratios. Processor time, so
+that a busy machine tells less.
 
     python tests/benchmarks/against.py --other <checkout> [--workloads W1 W3] [--executors sequential] [--pairs 20]
 
@@ -28,7 +29,7 @@ PARTS = ("round", "train", "aggregate", "evaluate")
 
 
 def play(checkout: Path, workload: str, executor: str, rounds: int) -> dict[str, float]:
-    """Return the median seconds of processor time of each part of a round, in this process."""
+    """Return the least seconds of processor time of each part of a round, in this process."""
     sys.path[:0] = [str(checkout / "src"), str(checkout)]
     import torch
 
@@ -48,7 +49,7 @@ def play(checkout: Path, workload: str, executor: str, rounds: int) -> dict[str,
         seconds["round"].append(time.process_time() - started)
         for part in PARTS[1:]:
             seconds[part].append(metrics[f"time/{part}_seconds"])
-    return {part: median(values) for part, values in seconds.items()}
+    return {part: min(values) for part, values in seconds.items()}
 
 
 def launch(checkout: Path, *arguments: str) -> dict[str, float]:
