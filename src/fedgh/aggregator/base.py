@@ -137,7 +137,9 @@ class MixingRule(GramRule):
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:  # noqa: ARG002
         """Mix, weigh, combine; see :meth:`Aggregator.__call__`."""
         mixing = self.mix(gram, cohort)
-        coefficients = rescaled(cohort.weights @ mixing, gram, cohort.weights, self.rescale)
+        coefficients = cohort.weights @ mixing
+        if self.rescale != "none":
+            coefficients = rescaled(coefficients, gram, cohort.weights, self.rescale)
         return Aggregate(updates.combine(coefficients), coefficients, mixing)
 
 

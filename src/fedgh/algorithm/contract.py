@@ -63,16 +63,11 @@ def check_alike(method: object, hook: str, what: str, given: Mapping[str, Mappin
             )
 
 
-def check_type(method: object, hook: str, found: object, expected: type) -> None:
-    """Check that a hook returned what it has to.
-
-    Raises:
-        ConfigurationError: If it did not.
-    """
-    if not isinstance(found, expected):
-        raise ConfigurationError(
-            f"{type(method).__name__}.{hook} must return a {expected.__name__}, got {type(found).__name__}"
-        )
+def wrong_type(method: object, hook: str, found: object, expected: type) -> ConfigurationError:
+    """Return the error that says what a hook has to return."""
+    return ConfigurationError(
+        f"{type(method).__name__}.{hook} must return a {expected.__name__}, got {type(found).__name__}"
+    )
 
 
 def note_writes(tensors: Iterable[tuple[str, Tensor]]) -> Writes:

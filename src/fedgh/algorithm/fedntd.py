@@ -12,7 +12,7 @@ from fedgh.algorithm.base import Batch, require
 from fedgh.algorithm.two_losses import TwoLosses
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState, Start
-from fedgh.task.base import PADDING
+from fedgh.task.base import mean_over_rows
 
 if TYPE_CHECKING:
     from fedgh.client.view import ClientView
@@ -64,9 +64,7 @@ class FedNTD(TwoLosses):
         with torch.no_grad():
             wanted, _ = forward.evaluated(global_params, inputs, state["buffers"])
         ours, theirs = (not_true(z / self.temperature, targets).log_softmax(1) for z in (outputs, wanted))
-        divergence = (theirs.exp() * (theirs - ours)).sum(1)
-        counts = (targets != PADDING).to(divergence)  # rows that only fill up a batch do not
-        distillation = (divergence * counts).sum() / counts.sum()
+        distillation = mean_over_rows((theirs.exp() * (theirs - ours)).sum(1), targets)
         return forward.task.loss(outputs, targets), self.beta * self.temperature**2 * distillation
 
 

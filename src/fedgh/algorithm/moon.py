@@ -13,7 +13,7 @@ from fedgh.algorithm.base import Batch, require
 from fedgh.algorithm.two_losses import TwoLosses
 from fedgh.core.forward import Forward
 from fedgh.core.types import ClientState, Report, Start, Trained
-from fedgh.task.base import PADDING
+from fedgh.task.base import mean_over_rows
 
 if TYPE_CHECKING:
     from fedgh.client.view import ClientView
@@ -67,8 +67,7 @@ class Moon(TwoLosses):
             _, previous = forward.evaluated(state["previous"], inputs, state["previous_buffers"])
         features, wanted, previous = (z.flatten(1) for z in (features, wanted, previous))
         gap = cosine_similarity(features, previous) - cosine_similarity(features, wanted)
-        counts = (targets != PADDING).reshape(len(targets), -1).any(1).to(gap)  # rows that only fill up a batch do not
-        contrast = (softplus(gap / self.temperature) * counts).sum() / counts.sum()
+        contrast = mean_over_rows(softplus(gap / self.temperature), targets)
         return forward.task.loss(outputs, targets), self.mu * contrast
 
     def report(self, client: ClientView, trained: Trained) -> Report:  # noqa: ARG002

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedgh.algorithm.base import Algorithm, Batch
-from fedgh.algorithm.contract import check_type
+from fedgh.algorithm.contract import wrong_type
 from fedgh.client.view import ClientView
 from fedgh.core.flat import FlatModel
 from fedgh.core.forward import SingleForward
@@ -50,7 +50,8 @@ def train_client(model: FlatModel, algorithm: Algorithm, optimizer: Optimizer, w
     """
     client = work.client
     start = algorithm.prepare(client)
-    check_type(algorithm, "prepare", start, Start)
+    if not isinstance(start, Start):
+        raise wrong_type(algorithm, "prepare", start, Start)
     received = start.received or client.received
     model.load(start.params, start.buffers, received.counters)
     model.seed(work.seed)

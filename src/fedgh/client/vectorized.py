@@ -19,7 +19,7 @@ from torch.func import vmap
 from torch.optim import Optimizer
 
 from fedgh.algorithm.base import Algorithm
-from fedgh.algorithm.contract import check_alike, check_type, check_unwritten, note_writes
+from fedgh.algorithm.contract import check_alike, check_unwritten, note_writes, wrong_type
 from fedgh.client.local import begin_phase, step
 from fedgh.client.view import ClientView
 from fedgh.core.device import sent
@@ -85,7 +85,8 @@ def train_group(
     """
     starts = [algorithm.prepare(client) for client in work.clients]
     for start in starts:
-        check_type(algorithm, "prepare", start, Start)
+        if not isinstance(start, Start):
+            raise wrong_type(algorithm, "prepare", start, Start)
     states = {f"client {one.client_id}": start.state for one, start in zip(work.clients, starts, strict=True)}
     check_alike(algorithm, "prepare", "Start.state", states)
     received = [start.received or client.received for start, client in zip(starts, work.clients, strict=True)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedgh.algorithm.base import Algorithm
-from fedgh.algorithm.contract import check_alike, check_type
+from fedgh.algorithm.contract import check_alike, wrong_type
 from fedgh.client.view import ClientView
 from fedgh.core.types import ClientResult, ClientState, CohortResult, Message, Report
 from fedgh.core.updates import UpdateMatrix
@@ -64,7 +64,8 @@ def check_reports(algorithm: Algorithm, clients: Sequence[ClientView], results: 
     """
     kept: dict[str, ClientState] = {}
     for client, result in zip(clients, results, strict=True):
-        check_type(algorithm, "report", result.report, Report)
+        if not isinstance(result.report, Report):
+            raise wrong_type(algorithm, "report", result.report, Report)
         name = f"client {client.client_id}"
         kept |= {f"{name} before this round": client.state} if client.state else {}
         kept |= {name: result.report.state} if result.report.state else {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedgh.algorithm.contract import check_type
+from fedgh.algorithm.contract import wrong_type
 from fedgh.client.vectorized import Group, Part, gradient_of
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import GlobalModel, ServerState, Start
@@ -108,5 +108,6 @@ def _first_start(executor: VectorizedExecutor) -> tuple[Start, GlobalModel]:
     server = algorithm.initialize(server, model.blocks, sizes_of(executor.client_indices), executor.seed)
     (client,) = executor.views([0], server)
     start = algorithm.prepare(client)
-    check_type(algorithm, "prepare", start, Start)
+    if not isinstance(start, Start):
+        raise wrong_type(algorithm, "prepare", start, Start)
     return start, start.received or client.received

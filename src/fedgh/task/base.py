@@ -17,6 +17,12 @@ PADDING = -100
 """Target that does not count: of a row that is not there, of a token after the end of a text, of a missing label."""
 
 
+def mean_over_rows(values: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean of a batch's values ``(B,)`` over the rows that have a target; the others only fill it up."""
+    counts = (targets != PADDING).reshape(len(targets), -1).any(1).to(values)
+    return (values * counts).sum() / counts.sum()
+
+
 class Task(ABC):
     """A supervised task with targets ``(B,)`` or ``(B, parts)``.
 
