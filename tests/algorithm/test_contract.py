@@ -7,6 +7,7 @@ said here.
 import copy
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from fedgh.dataset.base import ImageDataset
 from fedgh.executor.ray import RayExecutor
 from fedgh.executor.sequential import SequentialExecutor
 from fedgh.executor.vectorized import VectorizedExecutor
+from fedgh.federation.loop import Schedule, describe
 from fedgh.federation.personal import fine_tuned_models, tuning_of
 from fedgh.federation.round import first_state, run_round
 from fedgh.model.adapted import Adapted
@@ -35,12 +37,15 @@ SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01, "momentum":
 """FedAvg's optimizer, for those whose own has another rate."""
 
 NEUTRAL = {
+    "apfl": {},  # the personal model never touches the global one
     "ccvr": {},  # its phase comes after training
     **dict.fromkeys(("cdan", "dann", "mcd"), "with trade_off=0 it is FedAvg on the source, see test_dann"),
-    "ditto": {},  # the personal model never touches the global one
+    "ditto": {},  # nor here
     "fedacg": {"lam": 0.0, "beta": 0.0},
+    "fedala": {"eta": 0.0},
     "fedasam": {"rho": 0.0},
     "fedavg": {},
+    "fedbabu": {"fixed_parameters": []},
     "fedbn": {"norm": "any"},  # on a network without normalization
     "fedcm": {"alpha": 1.0},
     "feddc": "as alpha goes to 0 the pull vanishes and the drift does not",
@@ -51,18 +56,22 @@ NEUTRAL = {
     "fedlc": {"tau": 0.0},
     "fedlesam": {"rho": 0.0},
     "fedmoswa": "has no strength of its correction; its first round is FedSWA's, see test_fedmoswa",
-    "fedntd": {"beta": 0.0},
     "fednova": "its weights divide and multiply by the number of steps, which rounds",
+    "fedntd": {"beta": 0.0},
     "fedper": {"own_parameters": []},
     "fedprox": {"mu": 0.0},
     "fedrep": {"own_parameters": [], "body_epochs": 2},
+    "fedrod": {"gamma": 0.0},
     "fedspeed": "as alpha goes to 0 the pull vanishes and h does not; with rho = 0 it is FedDyn, see test_fedspeed",
     "fedswa": {"final_rate": 1.0, "optimizer": SGD},
     "gradnorm": {},  # where there is one task
     "ifca": {"num_models": 1},
+    "knn_per": {},  # neighbours come in when it is evaluated
     "lg_fedavg": {"shared_parameters": ["*"]},  # on a network without running statistics
     "local": "nothing is exchanged",
     "moon": {"mu": 0.0},
+    "per_fedavg": "a step sees a part of the batch only",
+    "pfedme": "with one inner step from w it is SGD at another rate, which rounds",
     "sam": {"rho": 0.0},
     "scaffold": "has no strength; its first round is FedAvg's, see test_scaffold",
 }
@@ -75,17 +84,24 @@ SILENT = {"local"}
 """Methods that exchange nothing: updates are zero and the global model stays."""
 
 EXTRA_BYTES = {
+    "apfl": lambda p, b: (4 * (p + b) + 4, 0),  # the initial model and share, to those who have none of their own
     "ditto": lambda p, b: (4 * (p + b), 0),  # the initial model, to those who have none of their own
+    "fedala": lambda p, b: (4 * (p + 21) + 8, 0),  # initial model and weights of the head, and that nothing was learnt
     "fedcm": lambda p, b: (4 * p, 4),
     "feddc": lambda p, b: (4 * p, 4 * p),
     "feddisco": lambda p, b: (0, 8 * 3),
     "fedmoswa": lambda p, b: (4 * p, 4 * p),
     "fedgradnorm": lambda p, b: (0, 12),
     "gradnorm": lambda p, b: (0, 4),
+    "fedrod": lambda p, b: (4 * 21, 0),  # the initial head, to those who have none of their own
     "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter
     "scaffold": lambda p, b: (4 * p, 4 * p),
 }
 """Bytes that a client of the first round gets and sends beside the model, of so many parameters and buffers."""
+
+
+OF_DIGITS = {"fedbabu": {"optimizer": {**SGD, "lr": 0.05}}, "fedbn": {"norm": "any"}}
+"""Settings to learn digits with: under a head at rest the body needs larger steps."""
 
 
 HERE = "is not in {0} of tests/algorithm/test_contract.py; add a line for it, such as {0}[{1!r}] = {2}"
@@ -410,13 +426,83 @@ def test_workers_of_ray_give_the_same_bits(make, name):
     assert different(fine_tuned(ours, end), tuned) == []
 
 
+def predicted(view, model, inputs):
+    """Return what a model or a predictor of a client says of inputs."""
+    return view.run(model.params, inputs, model.buffers)[0] if isinstance(model, GlobalModel) else model(inputs)
+
+
+def of_client(make, name, server, k):
+    """Return a client's view and personal model; and what that says of the test inputs, with where it would start."""
+    federation, *_ = three_rounds(make, name)
+    view, inputs = next(federation.executor.views([k], server)), federation.dataset.normalized_test_inputs
+    model = federation.algorithm.personal(view)
+    says = None if model is None else predicted(view, model, inputs)
+    start = federation.algorithm.prepare(view)
+    return view, model, {"says": says, "params": start.params, "buffers": start.buffers, "state": start.state}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_was_never_sampled(make, name):
+    """It has the initial personal part with the current shared one: nothing of what others keep."""
+    federation, start, outcomes = three_rounds(make, name)
+    server = outcomes[0].server
+    (k, *_) = sorted(set(range(6)) - set(outcomes[0].result.client_ids))
+    view, model, found = of_client(make, name, server, k)
+    assert view.state == {}
+    *_, alone = of_client(make, name, replace(server, clients={}), k)
+    assert different(found, alone) == []
+    shared = federation.executor.shared
+    if shared is not None and isinstance(model, GlobalModel):
+        assert torch.equal(model.params, torch.where(shared, server.params, start.params))
+    if federation.algorithm.own_buffers and isinstance(model, GlobalModel):
+        assert torch.equal(model.buffers, start.buffers)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_is_absent_keeps_what_it_has(make, name):
+    *_, outcomes = three_rounds(make, name)
+    for before, outcome in pairwise(outcomes):
+        kept, now = before.server.clients, outcome.server.clients
+        assert kept.keys() <= now.keys() <= kept.keys() | set(outcome.result.client_ids)
+        absent = kept.keys() - set(outcome.result.client_ids)
+        assert all(different(kept[k], now[k]) == [] for k in absent)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_mean_is_reported(make, name):
+    """Over all six clients, each on its own classes, one client one vote or one example one vote; at every moment."""
+    federation, start, outcomes = three_rounds(make, name)
+    server, dataset, counts = outcomes[0].server, federation.dataset, federation.partition.class_counts
+    schedule = Schedule(1, 1, 7, 1, fine_tune_epochs=None)
+    row = describe(federation, outcomes[0], schedule, start).metrics
+    algorithm, executor = federation.algorithm, federation.executor
+    found = {}
+    if algorithm.overrides("personal"):
+        found["personal"] = [(view, algorithm.personal(view)) for view in executor.views(range(6), server)]
+    if tuning_of(algorithm, None) is not None:
+        tuned = executor.playing(tuning_of(algorithm, None), "fine_tune/")
+        models = [
+            replace(model, params=model.params.clone()) for _, model in fine_tuned_models(tuned, server, range(6))
+        ]
+        found["fine_tuned"] = list(zip(executor.views(range(6), server), models, strict=True))
+    assert {key.split("/")[0] for key in row} & {"personal", "fine_tuned"} == set(found)
+    for moment, models in found.items():
+        scores = []
+        for view, model in models:
+            right = predicted(view, model, dataset.normalized_test_inputs).argmax(1) == dataset.test_targets
+            classes = [float(right[dataset.test_targets == c].double().mean()) for c in range(3)]
+            scores.append(float(counts[view.client_id] @ classes / counts[view.client_id].sum()))
+        sizes = counts.sum(1)
+        assert row[f"{moment}/test/acc_mean"] == pytest.approx(sum(scores) / 6)
+        assert row[f"{moment}/test/acc_mean_examples"] == pytest.approx(sizes @ scores / sizes.sum())
+        assert row[f"{moment}/test/acc_worst"] == pytest.approx(min(scores))
+
+
 def accuracy_of(federation, server):
     """Return the mean accuracy of the models that clients would use, on the test split."""
     dataset, algorithm, right = federation.dataset, federation.algorithm, []
     for view in federation.executor.views(range(federation.num_clients), server):
-        model = algorithm.personal(view) or view.received
-        assert isinstance(model, GlobalModel)
-        outputs, _ = view.run(model.params, dataset.normalized_test_inputs, model.buffers)
+        outputs = predicted(view, algorithm.personal(view) or view.received, dataset.normalized_test_inputs)
         right.append(float((outputs.argmax(1) == dataset.test_targets).float().mean()))
     return sum(right) / len(right)
 
@@ -431,9 +517,7 @@ def test_learns_digits(make, digits, name):
     """Six rounds beat the first one."""
     dataset = digits
     torch.manual_seed(0)
-    algorithm = make.choice(
-        "algorithm", name, local_epochs=2, batch_size=32, **({"norm": "any"} if name == "fedbn" else {})
-    )
+    algorithm = make.choice("algorithm", name, local_epochs=2, batch_size=32, **OF_DIGITS.get(name, {}))
     owners = torch.arange(len(dataset.train_targets)).numpy() % 8
     module = MLP(dataset.image_shape, 10, hidden=[16])
     parts = {"dataset": dataset, "module": module, "owners": owners, "num_clients": 8, "fraction": 0.5}

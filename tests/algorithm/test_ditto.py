@@ -69,8 +69,8 @@ def test_without_a_pull_the_personal_model_is_trained_alone(make):
     _, _, ours = after(make, ditto(make, lam=0.0, **settings))
     assert alone.clients.keys() == ours.clients.keys()
     for k, state in alone.clients.items():
-        torch.testing.assert_close(ours.clients[k]["v"], state["v"], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(ours.clients[k]["buffers"], state["buffers"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.clients[k]["v"], state["v"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.clients[k]["buffers"], state["buffers"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_global_model_never_notices(make):

@@ -67,10 +67,13 @@ class Algorithm:
             whose parameters named ``head.*`` are the classifier), ``classification``, ``several_targets``, ``clock``
             and others of :mod:`fedgh.federation.parts`.
         own_buffers: Running statistics stay with the client: they neither travel nor are averaged.
+        may_be_padded: Whether the vectorized executor may try if padded batches change nothing; not where a step
+            cuts its batch.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
     own_buffers: ClassVar[bool] = False
+    may_be_padded: ClassVar[bool] = True
 
     optimizer: OptimizerFactory
     local_epochs: int

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.optim import SGD
 
-from fedgh.algorithm.base import Algorithm, OptimizerFactory
+from fedgh.algorithm.base import Algorithm
 from fedgh.core.types import Broadcast, GlobalModel, Phase, Report, ServerState, Start, Trained
 from fedgh.core.updates import Block
 
@@ -21,7 +23,7 @@ def fine_tuning(
     *,
     epochs: int | None = None,
     steps: int | None = None,
-    optimizer: OptimizerFactory | None = None,
+    plain_lr: float | None = None,
 ) -> Algorithm:
     """Return plain training, on the task's loss, of the models that the clients of an algorithm would use.
 
@@ -30,12 +32,12 @@ def fine_tuning(
             predict by more than a model.
         epochs: Passes over a client's examples; None where ``steps`` says how long it is.
         steps: Local steps.
-        optimizer: None for the algorithm's own.
+        plain_lr: Step size of plain SGD; None for the algorithm's own optimizer.
     """
     return _FineTuning(
         method=algorithm,
-        phase=Phase(epochs=epochs, steps=steps),
-        optimizer=optimizer or algorithm.optimizer,
+        phase=Phase(epochs=epochs, steps=steps, lr=plain_lr),
+        optimizer=algorithm.optimizer if plain_lr is None else partial(SGD, lr=plain_lr),
         local_epochs=algorithm.local_epochs,
         batch_size=algorithm.batch_size,
     )

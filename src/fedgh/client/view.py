@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedgh.core.flat import FlatModel
+from fedgh.core.seeding import numpy_generator
 from fedgh.core.types import ClientState, GlobalModel, Message
 from fedgh.task.base import Task
 
@@ -19,6 +21,7 @@ class ClientData(Protocol):
 
     model: FlatModel
     task: Task
+    seed: int
 
     def num_examples(self, client_id: int) -> int:
         """Return n_k."""
@@ -108,6 +111,25 @@ class ClientView:
         with self.model.evaluation_mode():
             statistics = self.received.buffers if buffers is None else buffers
             return self.model.forward(params, inputs, self.model.unflatten_buffers(statistics))
+
+    def gradient(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gradient ``(params,)`` and value of the task's loss in evaluation mode, with received statistics.
+
+        Args:
+            params: ``(params,)``.
+            inputs: ``(B, *shape)``.
+            targets: ``(B,)`` or ``(B, tasks)``.
+        """
+        leaf = params.detach().clone().requires_grad_()
+        with torch.enable_grad(), self.model.evaluation_mode():
+            outputs, _ = self.model.forward(leaf, inputs, self.model.unflatten_buffers(self.received.buffers))
+            loss = self.task.loss(outputs, targets)
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        return gradient, loss.detach()
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return a generator of this client's own in this round, the same whenever it is asked for."""
+        return numpy_generator(self._data.seed, purpose, self.round_index, self.client_id)
 
     def loss(self, params: Tensor, buffers: Tensor | None = None) -> float:
         """Return the mean loss on its training examples in evaluation mode."""

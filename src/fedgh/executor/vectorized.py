@@ -70,7 +70,7 @@ class VectorizedExecutor(FittingExecutor):
         super().take(algorithm)
         require_elementwise(algorithm.optimizer)
         try_group(self)
-        self.pads = ignores_padding(self)
+        self.pads = algorithm.may_be_padded and ignores_padding(self)
         self.module = ClientGroup(self.model, algorithm, self.width)
 
     def _check_memory(self, lower_width: bool) -> str:
