@@ -564,4 +564,12 @@ def _principal(rows, rule):
     return result
 
 
+def fedexp(rows, cohort, rule, memory):
+    update = mean(rows, cohort, rule.rule, memory)
+    shares = cohort.weights / cohort.weights.sum()
+    squares = sum(float(p) * float(row @ row) for p, row in zip(shares, rows, strict=True))
+    length = float(update @ update)
+    return update if length == 0 else max(1.0, squares / (2 * (length + rule.eps))) * update
+
+
 ida = geometric_median

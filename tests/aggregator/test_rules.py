@@ -12,7 +12,7 @@ from fedgh.aggregator.qp import nearest_to_zero_in_box
 from fedgh.core.errors import ConfigurationError
 
 from .literal import literal_fedgh
-from .rules import build, cohort_of, random_rows, relative_error, run, unscaled
+from .rules import build, cohort_of, matrix, random_rows, relative_error, run, unscaled
 
 
 def rows_of(*rows):
@@ -269,6 +269,46 @@ def test_clipping_reaches_rules_that_read_rows_and_blocks():
         )
 
 
+@pytest.mark.parametrize("scope", ["model", "layer", "block"])
+def test_fedexp_lengthens_by_the_disagreement_of_what_it_is_the_mean_of(scope):
+    """Four orthonormal rows: mean square 1, the mean's 1/4, step 2; of FedGH's rows, which agree more, no longer."""
+    rows = torch.cat([torch.eye(4), torch.zeros(4, 3)], 1).double()
+    for eps, step in ((0.0, 2.0), (0.25, 1.0)):
+        update = run(build("fedexp", eps=eps), rows, even(4)).update
+        torch.testing.assert_close(update[:4], torch.full((4,), step / 4).double())
+    rows, cohort = random_rows(4, 6), cohort_of(6)
+    inner = build("fedgh", scope=scope)
+    bent = run(inner, rows, cohort)
+    mixed = bent.mixing @ rows
+    if scope != "model":
+        spans = [(block.start, block.stop) for block in matrix(rows).blocks]
+        mixed = torch.cat([c @ rows[:, a:b] for c, (a, b) in zip(bent.mixing, spans, strict=True)], 1)
+    factor = float(cohort.weights @ mixed.square().sum(1)) / (2 * float(bent.update @ bent.update))
+    assert factor > 1.1
+    rule = build("fedexp", "aggregator@aggregator.rule=fedgh", f"aggregator.rule.scope={scope}", eps=0.0)
+    torch.testing.assert_close(run(rule, rows, cohort).update, factor * bent.update)
+
+
+def test_fedexp_is_not_fooled_by_weights_that_do_not_sum_to_one():
+    """FedNova's may: twice the weights are twice the updates."""
+    rows, cohort = random_rows(5, 6), cohort_of(6)
+    once = run(build("fedexp", eps=0.0), rows, cohort).update
+    twice = run(build("fedexp", eps=0.0), rows, cohort_of(6, weights=2 * cohort.weights)).update
+    assert float(once.norm()) > 1.2 * float((cohort.weights @ rows).norm())
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_fedexp_goes_with_a_rule_without_coefficients():
+    """The median of these rows is (2, 0), their mean square (1 + 34 + 53) / 3; of orthonormal ones it is zero."""
+    rows, inner = rows_of([1, 0], [3, 5], [2, -7]), "aggregator@aggregator.rule=median"
+    factor = 88 / 3 / 2 / 4
+    torch.testing.assert_close(
+        run(build("fedexp", inner, eps=0.0), rows, even(3)).update[:2], factor * torch.tensor([2, 0]).double()
+    )
+    nothing = run(build("fedexp", inner), torch.cat([torch.eye(4), torch.zeros(4, 3)], 1).double(), even(4)).update
+    assert not nothing.any()
+
+
 def test_matched_has_the_means_direction_and_the_other_rules_step():
     rows, cohort = rows_of([1, 0], [-1, 1]), even(2)  # the mean is (0, 1/2), FedGH's update (1/4, 3/4)
     half = torch.tensor([0, 0.5], dtype=torch.float64)
@@ -323,6 +363,7 @@ def test_matched_needs_coefficients():
         ("krum", "num_byzantine", -1, "0 or positive, got -1"),
         ("krum", "num_selected", 0, "at least 1, got 0"),
         ("clipped", "max_norm", 0.0, "positive, got 0.0"),
+        ("fedexp", "eps", -1.0, "0 or more, such as 0.001, got -1.0"),
         ("clipped", "unit", "mean", "one of absolute, median, got 'mean'"),
     ],
 )
