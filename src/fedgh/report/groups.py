@@ -32,6 +32,7 @@ NAMES = {
     "tiny_imagenet": "Tiny-ImageNet",
     "Classes": "by class",
     "Clipped": "clipped updates",
+    "FedExP": "extrapolated",
     "Matched": "matched mean",
     "DirichletGuarded": "guarded Dirichlet",
     "TrimmedMean": "trimmed mean",
