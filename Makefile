@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help train test test-all check benchmark clean
+.PHONY: help train test test-all check docs docs-serve benchmark clean
 help:
 	@echo "make train      install if needed, then train the default federation (FedGH on handwritten digits)"
 	@echo "make test       install if needed, then run the default tests in two processes"
 	@echo "make test-all   the slow tests too"
 	@echo "make benchmark  speed, as ratios against a bare PyTorch loop; wants a quiet machine"
+	@echo "make docs       the documentation as a site, in build/site; make docs-serve shows it"
 	@echo "make check      lint, types, import rules, spelling"
 
 .venv/installed: pyproject.toml
@@ -32,6 +33,12 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell src tests configs README.md CONTRIBUTING.md CHANGELOG.md
+
+docs: .venv/installed
+	$(BIN)/mkdocs build --quiet
+
+docs-serve: .venv/installed
+	$(BIN)/mkdocs serve
 
 benchmark: .venv/installed
 	$(BIN)/python tests/benchmarks/benchmark.py

@@ -1,7 +1,10 @@
 """What ``docs/algorithms.md`` says of hooks and methods is complete, and its example runs."""
 
+import importlib.util
 import inspect
+import os
 import re
+import subprocess
 import sys
 import types
 from functools import partial
@@ -57,6 +60,31 @@ def test_the_table_names_every_setting(name):
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(((?!http|#)[^)#]+)", (DOCS / page).read_text()):
         assert (DOCS / link).exists(), link
+
+
+def test_the_site_has_a_row_and_a_section_per_yaml():
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="methods.md"))
+    text = hooks.on_page_markdown((DOCS / "methods.md").read_text(), page)
+    for path in (ROOT / "configs" / "algorithm").glob("*.yaml"):
+        assert f"| [`{path.stem}`](#{path.stem}) | " in text
+        assert f"## {path.stem} {{ #{path.stem} }}" in text
+    assert "::: fedgh.algorithm.fedprox.FedProx" in text
+    assert hooks.on_page_markdown("[`a.py`](../src/a.py) [b](b.md)", page) == "`a.py` [b](b.md)"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="pip install 'fedgh[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for page in tmp_path.rglob("*.html"):  # nothing is loaded from outside
+        assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://(?!.*canonical)", page.read_text())
 
 
 @pytest.fixture
