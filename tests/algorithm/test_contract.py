@@ -53,6 +53,7 @@ NEUTRAL = {
     "feddisco": {"a": 0.0, "b": 0.0},
     "feddyn": "as alpha goes to 0 the pull vanishes and h does not",
     "fedgradnorm": "without weights of its own it is FedRep with uniform weights, see test_fedgradnorm",
+    "fedlag": {"num_private": 0},
     "fedlc": {"tau": 0.0},
     "fedlesam": {"rho": 0.0},
     "fedmoswa": "has no strength of its correction; its first round is FedSWA's, see test_fedmoswa",
@@ -90,6 +91,7 @@ EXTRA_BYTES = {
     "fedcm": lambda p, b: (4 * p, 4),
     "feddc": lambda p, b: (4 * p, 4 * p),
     "feddisco": lambda p, b: (0, 8 * 3),
+    "fedlag": lambda p, b: (3, 0),  # which of the three layers are private
     "fedmoswa": lambda p, b: (4 * p, 4 * p),
     "fedgradnorm": lambda p, b: (0, 12),
     "gradnorm": lambda p, b: (0, 4),

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedgh.aggregator.ball import step_to_worst_off
 from fedgh.aggregator.base import Aggregate, Aggregator, State, require, require_one_of, rescaled
-from fedgh.aggregator.groups import group_grams, group_of_block
 from fedgh.aggregator.projection import harmonize, random_orders
+from fedgh.core.groups import group_grams, group_of_block
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
 

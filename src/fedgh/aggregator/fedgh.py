@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fedgh.aggregator.base import Aggregate, MixingRule, State, require, require_one_of, rescaled
-from fedgh.aggregator.groups import group_grams, group_of_block
 from fedgh.aggregator.projection import harmonize, orders_by, project_at_once, random_orders
+from fedgh.core.groups import group_grams, group_of_block
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
 

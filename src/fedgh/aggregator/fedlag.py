@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fedgh.aggregator.base import Aggregate, Aggregator, State, require, require_one_of
-from fedgh.aggregator.groups import group_grams, group_of_block
-from fedgh.aggregator.spectrum import unit_gram
 from fedgh.core.errors import ConfigurationError
+from fedgh.core.groups import conflicting_pairs, group_grams, group_of_block
 from fedgh.core.types import Cohort
 from fedgh.core.updates import Block, UpdateMatrix
 
@@ -26,7 +25,7 @@ class FedLAG(Aggregator):
 
     What this is, and what it is not: an aggregator alone cannot give clients personal layers. A private layer stays in
     the global model as the warm-up left it; every client trains it for the length of a round and then loses it. That is
-    FedLAG's global model, without the personal models that the paper evaluates.
+    FedLAG's global model, without the personal models that the paper evaluates: ``algorithm=fedlag`` is the whole.
 
     Attributes:
         num_private: Layers kept private (the paper's k), at least 1; layers that never conflicted stay shared.
@@ -72,7 +71,10 @@ class FedLAG(Aggregator):
         scores = state.get("scores", torch.zeros(int(group.max()) + 1, dtype=torch.float64))
         rounds = state.get("rounds", torch.zeros((), dtype=torch.int64))
         if rounds < self.warmup_rounds:
-            scores, shared = scores + self._conflicts(updates, group), torch.ones(len(scores), dtype=torch.bool)
+            scores, shared = (
+                scores + conflicting_pairs(group_grams(updates, group), self.threshold),
+                torch.ones(len(scores), dtype=torch.bool),
+            )
         else:
             shared = ~self.private(scores)
         coefficients = shared[group][:, None] * cohort.weights
@@ -84,13 +86,3 @@ class FedLAG(Aggregator):
         chosen = torch.zeros(len(scores), dtype=torch.bool)
         chosen[scores.argsort(descending=True, stable=True)[: self.num_private]] = True
         return chosen & (scores > 0)
-
-    def _conflicts(self, updates: UpdateMatrix, group: Tensor) -> Tensor:
-        """Return the number of conflicting pairs per layer, ``(layers,)``; zero updates conflict with nobody."""
-        counts = []
-        for gram in group_grams(updates, group):
-            cosines, inverse = unit_gram(gram)
-            moved = inverse > 0
-            conflicting = (cosines < self.threshold) & moved[:, None] & moved
-            counts.append(conflicting.triu(diagonal=1).sum())
-        return torch.stack(counts).to(torch.float64)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedgh.aggregator.base import RESOLUTION, Aggregate, Aggregator, State, require, require_one_of, rescaled
-from fedgh.aggregator.groups import group_grams, group_of_block
+from fedgh.core.groups import group_grams, group_of_block
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fedgh.aggregator.base import Aggregate, Aggregator, State, require, require_one_of
-from fedgh.aggregator.groups import group_grams, group_of_block
 from fedgh.aggregator.spectrum import unit_gram
 from fedgh.core.errors import ConfigurationError
+from fedgh.core.groups import group_grams, group_of_block
 from fedgh.core.types import Cohort
 from fedgh.core.updates import UpdateMatrix
 
