@@ -41,6 +41,7 @@ NEUTRAL = {
     "ccvr": {},  # its phase comes after training
     **dict.fromkeys(("cdan", "dann", "mcd"), "with trade_off=0 it is FedAvg on the source, see test_dann"),
     "ditto": {},  # nor here
+    "ecgr": {"beta": 1.0},
     "fedacg": {"lam": 0.0, "beta": 0.0},
     "fedala": {"eta": 0.0},
     "fedasam": {"rho": 0.0},
@@ -88,6 +89,7 @@ EXTRA_BYTES = {
     "apfl": lambda p, b: (4 * (p + b) + 4, 0),  # the initial model and share, to those who have none of their own
     "ditto": lambda p, b: (4 * (p + b), 0),  # the initial model, to those who have none of their own
     "fedala": lambda p, b: (4 * (p + 21) + 8, 0),  # initial model and weights of the head, and that nothing was learnt
+    "ecgr": lambda p, b: (8, 0),  # the most steps of any client
     "fedcm": lambda p, b: (4 * p, 4),
     "feddc": lambda p, b: (4 * p, 4 * p),
     "feddisco": lambda p, b: (0, 8 * 3),

@@ -1,14 +1,18 @@
 """FedLAG: counts by hand, what becomes private, and that the shared part really reaches the clients afterwards."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
+from fedgh import config
 from fedgh.algorithm.fedlag import FedLAG
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.groups import conflicting_pairs, group_names
 from fedgh.core.types import GlobalModel
+from fedgh.executor.sequential import SequentialExecutor
+from fedgh.executor.vectorized import VectorizedExecutor
 from fedgh.federation.round import first_state, run_round
 from tests.algorithm.two_numbers import two_clients
 
@@ -59,6 +63,38 @@ def test_the_shared_part_of_every_client_is_the_servers(make):
             assert torch.equal(model.params[columns], server.clients[view.client_id]["params"][columns])
         else:
             assert torch.equal(model.params, server.params)
+
+
+@pytest.mark.parametrize("name", ["fedlag_digits", "fedlag_mnist", "fedlag_cifar10"])
+def test_the_experiments_run(root_config, name):
+    """Two rounds on digits, the second with a private layer, whatever data the experiment has."""
+    small = ["dataset=digits", "model=mlp", "model.hidden=[16]", "partition.num_clients=4", "algorithm.local_epochs=1"]
+    choices = ["algorithm=fedlag", "algorithm.warmup_rounds=1", "logger=csv", "callback=none", "trainer=cpu"]
+    cfg = config.resolve(root_config(f"experiment={name}", *choices, *small))
+    assert cfg.evaluation.after_training
+    federation = config.build_federation(cfg)
+    server = first_state(federation)
+    for _ in range(2):
+        outcome = run_round(federation, server)
+        server = outcome.server
+    assert sum(server.memory["private"].tolist()) == 1
+    own = {k: v for k, v in federation.algorithm.metrics(server, outcome.result).items() if k.startswith("algorithm/p")}
+    assert sorted(own.values()) == [0, 1]
+    columns = federation.algorithm._columns(next(federation.executor.views([0], server)))
+    assert not outcome.result.updates.rows[:, columns].any()
+
+
+def test_many_clients_at_once_and_one_after_the_other(make):
+    """Beyond the warm-up, which the generated tests do not reach."""
+    found = []
+    for executor in (SequentialExecutor, partial(VectorizedExecutor, width=2)):
+        federation = make.federation(algorithm=make.algorithm(FedLAG, **SETTINGS), executor=executor)
+        server = first_state(federation)
+        for _ in range(4):
+            server = run_round(federation, server).server
+        found.append((server.params, torch.stack([server.clients[k]["params"] for k in sorted(server.clients)])))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 SETTINGS = {"num_private": 1, "warmup_rounds": 2, "threshold": 0.0, "scope": "layer", "choice": "conflict"}
