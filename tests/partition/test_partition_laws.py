@@ -11,13 +11,19 @@ from fedgh.partition.base import check
 from fedgh.partition.classes import Classes
 from fedgh.partition.dirichlet import Dirichlet
 from fedgh.partition.dirichlet_guarded import DirichletGuarded
+from fedgh.partition.dirichlet_per_client import DirichletPerClient
 from fedgh.partition.iid import IID
+from fedgh.partition.quantity import Quantity
+from fedgh.partition.shards import Shards
 
 PARTITIONERS = {
     "dirichlet": lambda clients, alpha: Dirichlet(clients, alpha, 1, 200),
     "dirichlet_guarded": lambda clients, alpha: DirichletGuarded(clients, alpha, 1, 200),
     "classes": lambda clients, alpha: Classes(clients),
     "iid": lambda clients, alpha: IID(clients),
+    "shards": lambda clients, alpha: Shards(clients, 2),
+    "quantity": lambda clients, alpha: Quantity(clients, alpha, 1, 200),
+    "dirichlet_per_client": lambda clients, alpha: DirichletPerClient(clients, min(alpha, 1e6)),
 }
 
 
