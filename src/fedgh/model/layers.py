@@ -130,3 +130,47 @@ class _Mask(torch.autograd.Function):
             )
         seeds = sent(torch.tensor([_next(generator) for generator in generators]), x.device)
         return _masks(seeds, x.movedim(in_dims[0] or 0, 0).shape[1:], p, x.dtype), 0
+
+
+class Attend(nn.Module):
+    """A transformer's block: self-attention and a hidden layer, each behind a layer norm and beside a shortcut.
+
+    Written out in products and a softmax, which can be vectorized over clients.
+
+    Args:
+        width: Of a position's vector.
+        heads: Number of heads; divides ``width``.
+        causal: Whether a position sees only itself and those before it.
+
+    Raises:
+        ConfigurationError: If ``heads`` does not divide ``width``.
+
+    Reference:
+        Vaswani et al., NeurIPS 2017; normalization before each part as in Xiong et al., ICML 2020.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigurationError(f"model.heads must divide model.width={width}, got {heads}; try 4.")
+        self.heads, self.causal = heads, causal
+        self.before_attention, self.before_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values, self.mixed = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.hidden = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, positions, width)`` to the same shape."""
+        x = x + self.mixed(self._attended(self.queries_keys_values(self.before_attention(x))))
+        shortcut: Tensor = x + self.hidden(self.before_hidden(x))
+        return shortcut
+
+    def _attended(self, joined: Tensor) -> Tensor:
+        batch, positions, width = joined.shape
+        split = joined.view(batch, positions, 3, self.heads, width // (3 * self.heads)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = split.unbind(0)  # (batch, heads, positions, width / heads)
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+        if self.causal:
+            later = torch.ones(positions, positions, dtype=torch.bool, device=joined.device).triu(1)
+            scores = scores.masked_fill(later, -math.inf)
+        mixed: Tensor = (scores.softmax(-1) @ values).transpose(1, 2).reshape(batch, positions, width // 3)
+        return mixed
