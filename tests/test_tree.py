@@ -22,6 +22,8 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / 
 MIRRORED = ("algorithm", "aggregator", "server_optimizer", "dataset", "partition", "model", "sampler", "executor")
 # A second yaml of a module, which says so in its comments.
 SECOND = {
+    ("model", "resnet18"): "resnet",
+    ("model", "resnet20"): "resnet",
     ("aggregator", "ida"): "geometric_median",
     ("aggregator", "sign_agreement"): "fedgma",
     ("executor", "cohort"): "vectorized",

@@ -53,7 +53,8 @@ PLACES = {
 WITHIN = {
     "algorithm": (Kind(("torch.optim",), ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler")),),
     "aggregator": (PLACES["aggregator"],),
-    "dataset": (Kind(("fedgh.dataset",)),),
+    "dataset": (Kind(("fedgh.dataset",)), PLACES["dataset"]),
+    "model": (PLACES["model"],),
     "metric": (Kind(("torchmetrics", "fedgh.metric"), ("torchmetrics.Metric",)),),
     "callback": (Kind(("fedgh.config.rules",), functions=("build_aggregators",)), PLACES["aggregator"]),
     "trainer": (

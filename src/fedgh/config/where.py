@@ -21,7 +21,17 @@ from fedgh.core.errors import ConfigurationError, did_you_mean
 PATHS = ("resume", "sweep.resume", "checkpoint", "recording", "run")
 """Keys that name what is there already, whatever it is called: their values are taken as they are typed."""
 
-WHERE = ("trainer", "executor", "logger", "paths", "dataset.root", "dataset.source", "dataset.download")
+WHERE = (
+    "trainer",
+    "executor",
+    "logger",
+    "paths",
+    "dataset.root",
+    "dataset.source",
+    "dataset.download",
+    "dataset.images.root",
+    "dataset.cache",
+)
 """Settings that say where a run is computed and recorded, not what: they may be given anew to a stored run."""
 
 _FOLDER = re.compile(r"callback\.\w+\.output_dir")

@@ -30,6 +30,8 @@ IGNORED = (
     "task_name",
     "name",
     "dataset.root",
+    "dataset.images.root",
+    "dataset.cache",
     "dataset.download",
 )
 """Settings that do not change what is computed, or that seeds are averaged over."""

@@ -15,7 +15,8 @@ from fedgh.storage.checkpoint import PATTERN
 
 NOT_COMPARED = (
     *("paths", "name", "tags", "task_name", "resume", "logger", "callback", "checkpoint", "trainer", "executor"),
-    *("sweep", "trust", "dataset.root", "dataset.download", "evaluation.batch_size"),
+    *("sweep", "trust", "evaluation.batch_size"),
+    *("dataset.root", "dataset.images.root", "dataset.cache", "dataset.download"),
 )
 """Settings that do not make another run: where things are, what is recorded, and how fast."""
 

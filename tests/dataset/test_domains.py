@@ -1,0 +1,105 @@
+"""Sets in domains and texts: rotated MNIST, three kinds of digits, PACS, Newsgroups, Shakespeare."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedgh.core.errors import ConfigurationError
+from fedgh.dataset import digits_domains, newsgroups, pacs, rotated_mnist, shakespeare
+from fedgh.dataset.rotated_mnist import rotated
+from tests.dataset.fixtures import pixels, png, write_parquet_set, write_shard
+
+
+def test_quarter_turns_are_exact_and_counter_clockwise():
+    images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    turned = rotated(images, torch.tensor([0, 90, 180, 270]))
+    for quarter, (before, after) in enumerate(zip(images, turned, strict=True)):
+        assert torch.equal(torch.rot90(before, quarter, (1, 2)), after)
+
+
+def test_other_angles_keep_the_centre_and_darken_the_corners():
+    turned = rotated(torch.full((1, 1, 15, 15), 200, dtype=torch.uint8), torch.tensor([45]))
+    assert turned[0, 0, 7, 7] == 200
+    assert turned[0, 0, 0, 0] == 0
+    assert rotated(torch.full((1, 1, 28, 28), 200, dtype=torch.uint8), torch.tensor([0]), size=14).shape[-1] == 14
+
+
+@pytest.fixture
+def mnist_folder(tmp_path):
+    splits = [(pixels(count, 28, 28, seed=count), [i % 10 for i in range(count)]) for count in (40, 20)]
+    return write_parquet_set(tmp_path / "mnist", *splits)
+
+
+def test_rotated_mnist_has_domains_of_one_size(mnist_folder):
+    load = lambda **more: rotated_mnist.load(  # noqa: E731
+        mnist_folder,
+        "parquet",
+        False,
+        **{"num_rotations": 4, "step": 90.0, "image_size": None, **more},
+        train_fraction=1.0,
+        augmentation=None,
+    )
+    dataset = load()
+    assert dataset.domains.bincount().tolist() == [10] * 4
+    assert dataset.test_domains.bincount().tolist() == [5] * 4
+    plain = load(num_rotations=1)
+    row = int((dataset.domains == 1).nonzero()[0])
+    assert torch.equal(dataset.train_images[row], torch.rot90(plain.train_images[row], 1, (1, 2)))
+    assert torch.equal(load().domains, dataset.domains)
+    assert load(image_size=14).image_shape == (1, 14, 14)
+    with pytest.raises(ConfigurationError, match=r"num_rotations and dataset.image_size must be at least 1, got 0"):
+        load(num_rotations=0)
+
+
+def test_three_kinds_of_digits(mnist_folder, tmp_path):
+    usps = write_parquet_set(
+        tmp_path / "usps", (pixels(20, 16, 16), [i % 10 for i in range(20)]), (pixels(10, 16, 16), list(range(10)))
+    )
+    dataset = digits_domains.load(mnist_folder, "parquet", usps, 28, 20, 1.0, None)
+    assert dataset.image_shape == (1, 28, 28)
+    assert dataset.domains.bincount().tolist()[:2] == [20, 20]
+    assert dataset.test_domains.bincount().tolist() == [20, 10, 359]
+    assert torch.equal(dataset.test_images[0], rotated(dataset.test_images[:1], torch.zeros(1))[0])
+    with pytest.raises(ConfigurationError, match=r"per_domain must be at least 1, got 28 and 0"):
+        digits_domains.load(mnist_folder, "parquet", usps, 28, 0, 1.0, None)
+
+
+def test_pacs_knows_its_domains(tmp_path):
+    for split, names in (("train", ["photo", "sketch", "photo"]), ("test", ["sketch", "photo", "photo"])):
+        images = [png(image) for image in pixels(3, 8, 8, 3)]
+        write_shard(tmp_path / f"{split}-00000-of-00001.parquet", images, [0, 1, 1], domain=names)
+    dataset = pacs.load(tmp_path, None, None, None, 1.0, None, "domain")
+    assert (dataset.domains.tolist(), dataset.test_domains.tolist()) == ([0, 1, 0], [1, 0, 0])
+
+
+def write_texts(folder, **splits):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for split, columns in splits.items():
+        pq.write_table(pa.table(columns), folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def test_newsgroups_as_weighted_words_by_hand(tmp_path):
+    """Words a (in 2 of 3 texts), b (2), c (1); two are kept. idf = ln((1 + 3) / (1 + df)) + 1 = 1.28768."""
+    train = {"text": ["aa aa bb", "aa cc", "bb"], "label": [0, 1, 0]}
+    write_texts(tmp_path, train=train, test={"text": ["aa bb bb zz", "cc"], "label": [1, 0]})
+    dataset = newsgroups.load(tmp_path, "text", "label", "tfidf", 2, 8, 1.0)
+    expected = np.array([[2, 1], [1, 0], [0, 1]]) / np.sqrt([[5], [1], [1]])
+    assert dataset.train_inputs.numpy() == pytest.approx(expected, abs=1e-6)
+    assert dataset.test_inputs.numpy() == pytest.approx(np.array([[1, 2], [0, 0]]) / np.sqrt([[5], [1]]), abs=1e-6)
+    assert dataset.train_inputs.dtype == torch.float32
+    tokens = newsgroups.load(tmp_path, "text", "label", "tokens", 50, 4, 1.0)
+    assert (tokens.num_tokens, tokens.train_inputs.shape) == (50, (3, 4))
+    with pytest.raises(ConfigurationError, match="must be tfidf or tokens, got 'words'"):
+        newsgroups.load(tmp_path, "text", "label", "words", 2, 8, 1.0)
+    with pytest.raises(ConfigurationError, match="num_tokens must be at least 1, got 0"):
+        newsgroups.load(tmp_path, "text", "label", "tfidf", 0, 8, 1.0)
+
+
+def test_shakespeares_clients_are_roles(tmp_path):
+    train = {"text": ["to be", "or not"], "role": ["HAMLET", "GHOST"]}
+    write_texts(tmp_path, train=train, test={"text": ["be"], "role": ["HAMLET"]})
+    dataset = shakespeare.load(tmp_path, 8, 1.0)
+    assert (dataset.client_ids.tolist(), dataset.test_client_ids.tolist()) == ([1, 0], [1])
