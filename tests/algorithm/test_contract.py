@@ -60,6 +60,7 @@ NEUTRAL = {
     "fedmoswa": "has no strength of its correction; its first round is FedSWA's, see test_fedmoswa",
     "fednova": "its weights divide and multiply by the number of steps, which rounds",
     "fedntd": {"beta": 0.0},
+    "fedpac": "heads are always the clients' own",
     "fedper": {"own_parameters": []},
     "fedprox": {"mu": 0.0},
     "fedrep": {"own_parameters": [], "body_epochs": 2},
@@ -97,6 +98,7 @@ EXTRA_BYTES = {
     "fedmoswa": lambda p, b: (4 * p, 4 * p),
     "fedgradnorm": lambda p, b: (0, 12),
     "gradnorm": lambda p, b: (0, 4),
+    "fedpac": lambda p, b: (4 * (18 + 3 + 21), 4 * (21 + 18 + 1 + 18 + 3)),  # features, heads, statistics
     "fedrod": lambda p, b: (4 * 21, 0),  # the initial head, to those who have none of their own
     "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter
     "scaffold": lambda p, b: (4 * p, 4 * p),
