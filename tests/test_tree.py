@@ -200,3 +200,14 @@ def test_the_rooms_are_those_that_contributing_describes_and_the_linter_checks()
     floors = {name.strip().removeprefix("fedgh."): j for j, layer in enumerate(layers) for name in layer.split("|")}
     assert table == floors
     assert set(table) == rooms
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 13), (3, 14)])
+def test_make_takes_the_pythons_that_the_package_takes(version):
+    makefile, project = (Path(__file__).parents[1] / name for name in ("Makefile", "pyproject.toml"))
+    (code,) = re.findall(r"\$\(PYTHON\) -c '(.*)'", makefile.read_text())
+    namespace = f"import types; sys = types.SimpleNamespace(version_info={version}, exit=found.append);"
+    found = []
+    exec(namespace + code.replace("import sys;", ""), {"found": found})
+    (least,) = re.findall(r'requires-python = ">=3\.(\d+)"', project.read_text())
+    assert (found[0] == 0) is (version[1] >= int(least))

@@ -14,6 +14,7 @@ from fedgh.config.entry import launch
 from fedgh.federation.evaluation import cells_of, evaluate
 from fedgh.federation.round import to_device
 from fedgh.storage import checkpoint as checkpoints
+from fedgh.storage.portable import to_home
 
 
 def main() -> None:
@@ -43,7 +44,8 @@ def run(cfg: DictConfig) -> float:
 
     output_dir = Path(cfg.paths.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "evaluation.json").write_text(json.dumps({"checkpoint": str(path), **metrics}, indent=2) + "\n")
+    content = {"checkpoint": to_home(str(path)), **metrics}
+    (output_dir / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n")
     with (output_dir / "clients.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["client", "num_examples", main])

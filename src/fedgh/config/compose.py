@@ -81,7 +81,7 @@ def _take_folder_as_text(hydra_config: HydraConfig, cfg: DictConfig) -> None:
 
 
 _set_config = HydraConfig.set_config
-HydraConfig.set_config = _take_folder_as_text  # type: ignore[method-assign]
+HydraConfig.set_config = _take_folder_as_text  # type: ignore[method-assign, assignment]
 
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)

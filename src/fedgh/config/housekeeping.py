@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -21,9 +22,16 @@ class Housekeeping(Callback):
             for path in Path(config.hydra.runtime.output_dir, config.hydra.output_subdir).glob("*.yaml"):
                 _make_shareable(path)
 
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:  # noqa: ARG002
+        """Take the same out of W&B's own log, which lies beside its file."""
+        for path in Path(config.hydra.runtime.output_dir).glob("wandb/*/logs/*.log"):
+            _make_shareable(path)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Take the same out of what Hydra has recorded of a sweep."""
-        _make_shareable(Path(str(config.hydra.sweep.dir), "multirun.yaml"))
+        folder = Path(str(config.hydra.sweep.dir))
+        for path in (folder / "multirun.yaml", *folder.glob("wandb/*/logs/*.log")):
+            _make_shareable(path)
 
 
 def _make_shareable(path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedgh.config.build import build
 from fedgh.config.stored import to_values
 from fedgh.config.wandb import WANDB_MODES, shortened
+from fedgh.storage.portable import anonymous
 
 log = logging.getLogger(__name__)
 
@@ -77,25 +80,50 @@ def wandb_mode(mode: str) -> str:
         return "online"
 
 
+@contextmanager
+def _anonymous_command() -> Iterator[None]:
+    """Let W&B, which records the command line, see it without the user's home and the current folder."""
+    typed = sys.argv
+    sys.argv = [anonymous(word) for word in typed]
+    try:
+        yield
+    finally:
+        sys.argv = typed
+
+
 def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, extra: dict[str, Any]) -> Any:
     """Start the W&B run; when W&B cannot be reached or refuses the key, start it offline instead."""
     import wandb
 
     own_service()
+    nobody: dict[str, Any] = {
+        "host": "-",
+        "username": "-",
+        "email": "-",
+        "program": Path(sys.argv[0]).name,
+        "x_executable": "python",
+    }
     settings = wandb.Settings(
-        console="off", silent=True, init_timeout=patience, finish_timeout=patience, finish_timeout_raises=True
+        console="off", silent=True, init_timeout=patience, finish_timeout=patience, finish_timeout_raises=True, **nobody
     )
-    common = {**extra, "save_dir": str(run_dir), "resume": "allow", "settings": settings}
+    near = run_dir.absolute().is_relative_to(Path.cwd())  # W&B records where this folder is
+    common = {
+        **extra,
+        "save_dir": os.path.relpath(run_dir) if near else str(run_dir),
+        "resume": "allow",
+        "settings": settings,
+    }
     factory = build(OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node, resolve=True)), {"_partial_": True}))
 
     def start(mode: str) -> Any:
         logger = factory(**common, mode=mode)
         getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # W&B warns of it, whatever Lightning puts there
+        with _anonymous_command():
+            _ = logger.experiment
         return logger
 
-    logger = start(mode)
     try:
-        _ = logger.experiment
+        logger = start(mode)
     except (wandb.Error, OSError) as error:
         with suppress(OSError):  # from a service that has crashed
             wandb.teardown()

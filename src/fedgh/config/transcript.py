@@ -11,6 +11,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from fedgh.storage.portable import homeless
+
 
 class Transcript(Callback):
     """Hydra calls this around every job, see ``configs/hydra/default.yaml``.
@@ -20,8 +22,9 @@ class Transcript(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Begin to write standard output into the job's log files, too."""
-        for _, stream in _log_files():
+        for handler, stream in _log_files():
             stream.reconfigure(errors="backslashreplace")  # whatever the locale can write
+            handler.setFormatter(_Homeless(handler.formatter))
         sys.stdout = _Tee(sys.stdout)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:  # noqa: ARG002
@@ -30,6 +33,17 @@ class Transcript(Callback):
             keep(f"\nerror: {job_return._return_value}\n")  # the public property would raise it
         if isinstance(sys.stdout, _Tee):
             sys.stdout = sys.stdout.screen
+
+
+class _Homeless(logging.Formatter):
+    """Another formatter's text without the user's home: a run's log may be shared."""
+
+    def __init__(self, inner: logging.Formatter | None) -> None:
+        super().__init__()
+        self.inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return homeless(self.inner.format(record))
 
 
 class _Tee:
@@ -56,7 +70,7 @@ def keep(text: str) -> None:
     """Write a text as it is into the log files that are open, in step with what is logged."""
     for handler, stream in _log_files():
         with handler.lock:  # type: ignore[union-attr]
-            stream.write(text)
+            stream.write(homeless(text))
             handler.flush()
 
 

@@ -105,7 +105,8 @@ def typed_words(composed: DictConfig | None = None) -> list[str]:
 
 def as_typed(overrides: Any) -> list[str]:
     """Return what Hydra has kept of a command line, references as they were typed."""
-    return [str(override) for override in OmegaConf.to_container(overrides, resolve=False)]
+    words: Any = OmegaConf.to_container(overrides, resolve=False)
+    return [str(word) for word in words]
 
 
 def outside(cfg: DictConfig) -> dict[str, Any]:
@@ -113,7 +114,8 @@ def outside(cfg: DictConfig) -> dict[str, Any]:
 
     Data are read from wherever they are; what is read is known by its fingerprint.
     """
-    content = {key: node for key, node in OmegaConf.to_container(cfg).items() if key in _OPENED}  # type: ignore[union-attr]
+    whole: Any = OmegaConf.to_container(cfg)
+    content = {key: node for key, node in whole.items() if key in _OPENED}
     return {key: value for key, value in leaves(content) if isinstance(value, str) and _leads_out(key, value)}
 
 

@@ -21,6 +21,7 @@ from fedgh.report.paper import TITLES, grid, size_note
 from fedgh.report.runs import find_all, identity, once
 from fedgh.report.seeds import EXPLAINED, over_seeds, percent
 from fedgh.storage.jobs import JobRecord, read_jobs
+from fedgh.storage.portable import anonymous
 from fedgh.storage.run import Run
 
 
@@ -187,7 +188,7 @@ def _run_cells(page: Board, group: Group, run: Run, jobs: Mapping[Path, JobRecor
         (percent(Score.of([conflict])), "number"),
         (f"{seconds(run):,.1f}" if np.isfinite(seconds(run)) else "", "number"),
         (str(run.provenance.get("commit") or ""), "commit"),
-        (str(run.path), "path"),
+        (anonymous(str(run.path)), "path"),
     ]
 
 

@@ -15,6 +15,7 @@ from fedgh.metric.summary import main_of
 from fedgh.report.compare import Gain, Score, paired_gain
 from fedgh.report.cost import cost_line
 from fedgh.report.groups import Group, Groups, differing, short
+from fedgh.storage.portable import anonymous
 from fedgh.storage.run import Run
 
 MEASURES = {"accuracy": "final/acc", "last10": "last10/acc_mean", "conflict": "mean/conflict_ratio"}
@@ -155,7 +156,7 @@ def runs_table(runs: Sequence[Run]) -> list[Line]:
         behind = {name: value for name, value in cost_line([run]).items() if name not in ("runs", "hardware")}
         known = {name: run.provenance.get(name) for name in ("commit", "device", "cpu", "threads", "command")}
         known["torch"] = run.provenance.get("versions", {}).get("torch")
-        lines.append({**what, "seed": run.seed, **numbers, **behind, **known, "run": str(run.path)})
+        lines.append({**what, "seed": run.seed, **numbers, **behind, **known, "run": anonymous(str(run.path))})
     return lines
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedgh.storage.portable import from_home, restored, shareable, to_home
+
 JOBS = ".jobs"
 """Where a sweep's directory keeps a record per job."""
 
@@ -42,7 +44,10 @@ def write_job(
     """Record what has become of a job, all or nothing; arguments as of :class:`JobRecord`."""
     path = sweep / JOBS / f"{number:05d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {"job": number, "overrides": list(overrides), "directory": str(directory)}
+    own, home = directory.absolute(), sweep.absolute()
+    place = str(own.relative_to(home)) if own.is_relative_to(home) else to_home(str(directory))
+    words = [shareable(word) for word in overrides]
+    content: dict[str, Any] = {"job": number, "overrides": words, "directory": place}
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps({**content, "status": status, "error": error}, indent=2) + "\n")
     aside.replace(path)
@@ -53,9 +58,9 @@ def read_jobs(sweep: Path) -> list[JobRecord]:
     jobs = []
     for path in sorted((sweep / JOBS).glob("[0-9]*.json")):
         content = json.loads(path.read_text())
-        overrides = content["overrides"]
+        overrides = [restored(word) for word in content["overrides"]]
         pairs = (override.lstrip("+~").partition("=") for override in overrides)
-        directory, status = Path(content["directory"]), content["status"]
+        directory, status = sweep / from_home(content["directory"]), content["status"]
         results = closing(directory) if status == "finished" else {}
         settings = {key: value for key, _, value in pairs}
         jobs.append(JobRecord(content["job"], overrides, settings, directory, status, content["error"], results))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -28,8 +29,29 @@ def from_home(path: str) -> str:
 
 def anonymous(text: str) -> str:
     """Return a text with the current folder as ``.`` and the user's home as ``~``, wherever they begin a path in it."""
-    names = {home(): "~", str(Path.cwd()): "."}
+    return _renamed(text, {home(): "~", str(Path.cwd()): "."})
+
+
+def homeless(text: str) -> str:
+    """Return a text with the user's home as ``~``, wherever it begins a path in it; commands in it can be pasted."""
+    return _renamed(text, {home(): "~"})
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
     for folder, name in sorted(names.items(), key=lambda item: -len(item[0])):  # one may lie in the other
         if folder not in ("", "/"):
             text = re.sub(rf"(?<![\w/.-]){re.escape(folder)}(?![\w.-])", name, text)
     return text
+
+
+def shareable(setting: str) -> str:
+    """Return ``key=value`` with the user's home as ``~`` where the value begins with it, in quotation marks or not."""
+    return _VALUE.sub(lambda match: match[1] + to_home(match[2]) + match[3], setting)
+
+
+def restored(setting: str) -> str:
+    """Return what :func:`shareable` was given, for whoever asks."""
+    return _VALUE.sub(lambda match: match[1] + from_home(match[2]) + match[3], setting)
+
+
+_VALUE = re.compile(r"\A([^=]*=[\"']?)(.+?)([\"']?)\Z", re.DOTALL)

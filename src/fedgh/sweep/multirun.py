@@ -28,12 +28,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh import config
+from fedgh.config.compose import unresolved
 from fedgh.config.entry import disk_trouble, give_up
 from fedgh.core.command import command, setting
 from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.federation.stopping import HeldSignals
 from fedgh.storage.claim import claim, in_use, refuse_if_taken
 from fedgh.storage.jobs import JobRecord, read_jobs
+from fedgh.storage.portable import restored, shareable
 from fedgh.sweep import job as sweep_job
 from fedgh.sweep import search, slurm
 from fedgh.sweep.tables import jobs_table, mean_over_seeds, text_of, write_csv
@@ -90,7 +92,7 @@ class Lead(Callback):
         except FedGHError as error:
             give_up(str(error))
         except OmegaConfBaseException as error:
-            give_up(config.unresolved(error))
+            give_up(unresolved(error))
         except OSError as error:
             give_up(disk_trouble(error))
         except Exception:  # Hydra would turn it into a warning and go on
@@ -127,19 +129,26 @@ def begin(cfg: DictConfig) -> Sweep:
     record = folder / RECORD
     if not record.exists():
         refuse_if_taken(folder)
-        asked = {"overrides": overrides, "hydra": hydra, "wandb_id": secrets.token_hex(4)}
+        words = {name: list(map(shareable, of)) for name, of in (("overrides", overrides), ("hydra", hydra))}
+        asked = {**words, "wandb_id": secrets.token_hex(4)}
         record.write_text(json.dumps(asked, indent=2) + "\n")
     elif cfg.sweep.resume is False:
         raise ConfigurationError(
             f"{folder} holds a sweep already; go on with it by sweep.resume=true, or choose another directory: "
             "hydra.sweep.dir=<folder>"
         )
-    content = json.loads(record.read_text())
+    content = read_record(folder)
     if content["overrides"] != overrides:
         raise ConfigurationError(f"{folder} holds another sweep: {difference(folder, content, overrides)}")
     total = count(cfg, overrides)
     signals = held.enter_context(HeldSignals())
     return Sweep(folder, overrides, hydra, total, content["wandb_id"], cfg, held, signals)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what a sweep's directory keeps of the command that started it."""
+    content: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    return content | {key: list(map(restored, content.get(key, []))) for key in ("overrides", "hydra")}
 
 
 def find(cfg: Any, overrides: Sequence[str]) -> Path:
@@ -160,7 +169,7 @@ def find(cfg: Any, overrides: Sequence[str]) -> Path:
             )
         return folder
     folder = Path(cfg.paths.log_dir, cfg.task_name, "multiruns")
-    known = {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{RECORD}"))}
+    known = {path.parent: read_record(path.parent) for path in sorted(folder.glob(f"*/{RECORD}"))}
     same = [path for path, stored in known.items() if stored["overrides"] == list(overrides)]
     if same:
         return same[-1]
@@ -320,7 +329,9 @@ def send(sweep: Sweep, table: Sequence[Mapping[str, Any]]) -> None:
     if "wandb" not in sweep.config.logger:
         return
     only = {key: sweep.config.logger[key] for key in ("mode", "patience", "wandb")}
-    cfg = config.resolve(OmegaConf.create({"logger": only, "tags": sweep.config.tags, "sweep": sweep.overrides}))
+    cfg = config.resolve(
+        OmegaConf.create({"logger": only, "tags": sweep.config.tags, "sweep": list(map(shareable, sweep.overrides))})
+    )
     group = sweep.folder.name
     for logger in config.build_loggers(cfg, sweep.folder, sweep.wandb_id, f"{group} over seeds", group):
         import wandb

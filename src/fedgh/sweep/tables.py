@@ -9,6 +9,7 @@ from fedgh.report.seeds import Line, measures_of, seeds_table
 from fedgh.report.seeds import text_of as text_of
 from fedgh.report.seeds import write_csv as write_csv
 from fedgh.storage.jobs import JobRecord
+from fedgh.storage.portable import anonymous
 
 
 def varied(jobs: Sequence[JobRecord]) -> list[str]:
@@ -27,7 +28,7 @@ def jobs_table(jobs: Sequence[JobRecord]) -> list[Line]:
             **{key: job.settings.get(key, "") for key in keys},
             "status": job.status,
             **{name: job.results.get(key, nan) for name, key in measures.items()},
-            "directory": str(job.directory),
+            "directory": anonymous(str(job.directory)),
             "error": job.error,
         }
         for job in jobs
