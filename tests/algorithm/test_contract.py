@@ -62,6 +62,7 @@ NEUTRAL = {
     "fedntd": {"beta": 0.0},
     "fedpac": "heads are always the clients' own",
     "fedper": {"own_parameters": []},
+    "fedproto": {"lam": 0.0, "share_model": True},
     "fedprox": {"mu": 0.0},
     "fedrep": {"own_parameters": [], "body_epochs": 2},
     "fedrod": {"gamma": 0.0},
@@ -80,11 +81,16 @@ NEUTRAL = {
 }
 """Settings that make a method FedAvg to the bit, or why there are none."""
 
-ALONE = {"fedper": {"own_parameters": ["*"]}, "fedrep": {"own_parameters": ["*"], "body_epochs": 0}, "local": {}}
+ALONE = {
+    "fedper": {"own_parameters": ["*"]},
+    "fedproto": {"lam": 0.0, "predict": "head"},
+    "fedrep": {"own_parameters": ["*"], "body_epochs": 0},
+    "local": {},
+}
 """Settings with which every client trains alone."""
 
-SILENT = {"local"}
-"""Methods that exchange nothing: updates are zero and the global model stays."""
+SILENT = {"fedproto", "local"}
+"""Methods that exchange no model: updates are zero and the global one stays."""
 
 EXTRA_BYTES = {
     "apfl": lambda p, b: (4 * (p + b) + 4, 0),  # the initial model and share, to those who have none of their own
@@ -99,6 +105,7 @@ EXTRA_BYTES = {
     "fedgradnorm": lambda p, b: (0, 12),
     "gradnorm": lambda p, b: (0, 4),
     "fedpac": lambda p, b: (4 * (18 + 3 + 21), 4 * (21 + 18 + 1 + 18 + 3)),  # features, heads, statistics
+    "fedproto": lambda p, b: (4 * 18 + 3, 4 * 18 + 4 * 3),  # three classes, six features
     "fedrod": lambda p, b: (4 * 21, 0),  # the initial head, to those who have none of their own
     "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter
     "scaffold": lambda p, b: (4 * p, 4 * p),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedgh.algorithm.base import Algorithm, columns_of
+from fedgh.algorithm.base import Algorithm, Predictor, columns_of
 from fedgh.core.types import ClientState, GlobalModel, Report, Start, Trained
 from fedgh.core.updates import Block
 
@@ -65,7 +65,7 @@ class PartialPersonalization(Algorithm, ABC):
         state = {"own": trained.params[own]}
         return {**state, "buffers": trained.buffers.clone()} if self.own_buffers else state
 
-    def personal(self, client: ClientView) -> GlobalModel:
+    def personal(self, client: ClientView) -> GlobalModel | Predictor:
         """Return the current shared part with the client's own."""
         return self.with_own_part(client)
 
