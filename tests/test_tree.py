@@ -19,7 +19,17 @@ ROOTS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
-MIRRORED = ("algorithm", "aggregator", "server_optimizer", "dataset", "partition", "model", "sampler", "executor")
+MIRRORED = (
+    "algorithm",
+    "aggregator",
+    "server_optimizer",
+    "dataset",
+    "partition",
+    "model",
+    "sampler",
+    "executor",
+    "compressor",
+)
 # A second yaml of a module, which says so in its comments.
 SECOND = {
     ("model", "resnet18"): "resnet",
@@ -109,7 +119,7 @@ def test_every_key_is_in_the_signature_of_its_target(group, name):
 
 STORED_WITHOUT = {"weights", "harmonize", "harmonize_lambda", "harmonize_variant"}
 """What the configs of runs do not say that are older than the setting."""
-PARTS = {"algorithm", "aggregator", "server_optimizer", "partition", "sampler"}
+PARTS = {"algorithm", "aggregator", "compressor", "server_optimizer", "partition", "sampler"}
 
 
 @pytest.mark.parametrize(("group", "name"), mirrored(PARTS))
@@ -160,7 +170,7 @@ def test_every_choice_composes_resolves_and_validates(root_config, group, name):
 def test_every_experiment_composes_and_validates(root_config, name):
     cfg = config.resolve(root_config(*RUN, f"experiment={name}"))
     config.validate(cfg)
-    for part in sorted(PARTS):
+    for part in sorted(PARTS - {"compressor"}):  # none by default
         config.build(cfg[part])
     first = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
     assert first.startswith("# @package _global_")

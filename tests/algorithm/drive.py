@@ -47,6 +47,7 @@ def play(algorithm, server, targets, client_ids, num_examples, run, steps, lr=0.
     messages = {name: [reports[k].message[name] for k in client_ids] for name in names}
     sizes = [num_examples[k] for k in client_ids]
     result = cohort_of(torch.stack(rows), client_ids, sizes, messages, [steps[k] for k in client_ids])
+    result = replace(result, memory=server.memory)
     weights = algorithm.client_weights(algorithm.client_shares(result.num_examples), result)
     after = replace(server, params=server.params + weights @ result.updates.rows)
     clients = {**server.clients, **{k: report.state for k, report in reports.items()}}

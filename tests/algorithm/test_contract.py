@@ -35,13 +35,19 @@ CONTRACTS = ("fedgh", "mean", "median")  # C; coefficients; coordinates
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}
 """FedAvg's optimizer, for those whose own has another rate."""
+MOMENTUM = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0}
+"""FedAvg's own optimizer, for methods that have another."""
 
 NEUTRAL = {
+    "afl": {"gamma": 0.0},
     "apfl": {},  # the personal model never touches the global one
     "ccvr": {},  # its phase comes after training
     **dict.fromkeys(("cdan", "dann", "mcd"), "with trade_off=0 it is FedAvg on the source, see test_dann"),
-    "ditto": {},  # nor here
+    "cfl": {"eps1": 0.0},
+    "ditto": {},  # the personal model never touches the global one
     "ecgr": {"beta": 1.0},
+    "fa_ld": {"temperature": 0.0, "optimizer": MOMENTUM},
+    "fal": {"epsilon": 0.0},
     "fedacg": {"lam": 0.0, "beta": 0.0},
     "fedala": {"eta": 0.0},
     "fedasam": {"rho": 0.0},
@@ -51,6 +57,7 @@ NEUTRAL = {
     "fedcm": {"alpha": 1.0},
     "feddc": "as alpha goes to 0 the pull vanishes and the drift does not",
     "feddecorr": {"beta": 0.0},
+    "fedce": {"strength": 0.0},
     "feddisco": {"a": 0.0, "b": 0.0},
     "feddyn": "as alpha goes to 0 the pull vanishes and h does not",
     "fedgradnorm": "without weights of its own it is FedRep with uniform weights, see test_fedgradnorm",
@@ -76,6 +83,7 @@ NEUTRAL = {
     "moon": {"mu": 0.0},
     "per_fedavg": "a step sees a part of the batch only",
     "pfedme": "with one inner step from w it is SGD at another rate, which rounds",
+    "qfedavg": {"q": 0.0},
     "sam": {"rho": 0.0},
     "scaffold": "has no strength; its first round is FedAvg's, see test_scaffold",
 }
@@ -93,12 +101,16 @@ SILENT = {"fedproto", "local"}
 """Methods that exchange no model: updates are zero and the global one stays."""
 
 EXTRA_BYTES = {
+    "afl": lambda p, b: (0, 4),  # the loss
     "apfl": lambda p, b: (4 * (p + b) + 4, 0),  # the initial model and share, to those who have none of their own
+    "cfl": lambda p, b: (8, 0),  # which cluster
     "ditto": lambda p, b: (4 * (p + b), 0),  # the initial model, to those who have none of their own
-    "fedala": lambda p, b: (4 * (p + 21) + 8, 0),  # initial model and weights of the head, and that nothing was learnt
     "ecgr": lambda p, b: (8, 0),  # the most steps of any client
+    "fa_ld": lambda p, b: (24, 0),  # seeds and size of the noise
+    "fedala": lambda p, b: (4 * (p + 21) + 8, 0),  # initial model and weights of the head, and that nothing was learnt
     "fedcm": lambda p, b: (4 * p, 4),
     "feddc": lambda p, b: (4 * p, 4 * p),
+    "fedce": lambda p, b: (8, 4),  # its weight; an error
     "feddisco": lambda p, b: (0, 8 * 3),
     "fedlag": lambda p, b: (3, 0),  # which of the three layers are private
     "fedmoswa": lambda p, b: (4 * p, 4 * p),
@@ -108,6 +120,7 @@ EXTRA_BYTES = {
     "fedproto": lambda p, b: (4 * 18 + 3, 4 * 18 + 4 * 3),  # three classes, six features
     "fedrod": lambda p, b: (4 * 21, 0),  # the initial head, to those who have none of their own
     "ifca": lambda p, b: (4 * (p + b) + 8, 8),  # a second model, with its counter
+    "qfedavg": lambda p, b: (0, 8),  # loss and squared length
     "scaffold": lambda p, b: (4 * p, 4 * p),
 }
 """Bytes that a client of the first round gets and sends beside the model, of so many parameters and buffers."""

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from fedgh.core.errors import CheckpointError, ConfigurationError
+from fedgh.core.updates import Block
 from fedgh.server_optimizer.adagrad import Adagrad
 from fedgh.server_optimizer.adam import Adam
+from fedgh.server_optimizer.lamb import Lamb
 from fedgh.server_optimizer.momentum import Momentum
 from fedgh.server_optimizer.sgd import SGD
 from fedgh.server_optimizer.yogi import Yogi
@@ -20,6 +22,7 @@ ALL = {
     "adam": Adam(lr=0.1, beta1=0.9, beta2=0.99, tau=1e-3),
     "yogi": Yogi(lr=0.1, beta1=0.9, beta2=0.99, tau=1e-3),
     "adagrad": Adagrad(lr=0.1, beta1=0.0, tau=1e-3),
+    "lamb": Lamb(lr=0.1, beta1=0.9, beta2=0.99, tau=1e-3, weight_decay=0.01),
 }
 
 
@@ -79,6 +82,46 @@ def test_adaptive_steps_over_three_rounds(kind):
     assert run(kind(lr=0.5, beta1=0.5, tau=0.5, **decays), [2.0, -1.0, 1.0], params=1.0) == pytest.approx(expected)
 
 
+LAYERS = (Block("a", 0, 2, torch.Size([2])), Block("b", 2, 3, torch.Size([1])), Block("c", 3, 4, torch.Size([1])))
+
+
+def test_two_steps_of_lamb_by_hand():
+    """Layers (3, 4), 0 and 2 with lr = 0.1, beta1 = beta2 = 0, tau = 1, no decay: directions D / (|D| + 1).
+
+    D = (1, -1), 1, -3: directions (1/2, -1/2), of length 1/sqrt 2; 1/2; -3/4. Trust 5 sqrt 2, 1 (a layer
+    of zeros), 8/3. Then D = 0: nothing moves, though decay would.
+    """
+    optimizer = Lamb(lr=0.1, beta1=0.0, beta2=0.0, tau=1.0, weight_decay=0.0).on(LAYERS)
+    params, update = torch.tensor([3.0, 4.0, 0.0, 2.0]).double(), torch.tensor([1.0, -1.0, 1.0, -3.0]).double()
+    after, state = optimizer.step(params, update, {})
+    step = 0.1 * 5 * math.sqrt(2) / 2
+    assert after.tolist() == pytest.approx([3 + step, 4 - step, 0.05, 2 - 0.1 * 8 / 3 * 3 / 4])
+    assert optimizer.step(after, 0 * update, state)[0].tolist() == after.tolist()
+
+
+def test_lamb_decays_before_it_trusts():
+    """w = 2, D = 0 then: direction -0.5 * 2 = -1, trust 2, so 2 - 0.1 * 2."""
+    optimizer = Lamb(lr=0.1, beta1=0.0, beta2=0.0, tau=1.0, weight_decay=0.5)
+    assert optimizer.step(torch.tensor([2.0]), torch.zeros(1), {})[0].item() == pytest.approx(1.8)
+
+
+def test_lamb_without_layers_has_one():
+    params, update = torch.tensor([3.0, 4.0]), torch.tensor([1.0, -1.0])
+    optimizer = Lamb(lr=0.1, beta1=0.5, beta2=0.5, tau=0.1, weight_decay=0.1)
+    whole = (Block("all", 0, 2, torch.Size([2])),)
+    assert torch.equal(optimizer.step(params, update, {})[0], optimizer.on(whole).step(params, update, {})[0])
+
+
+def test_a_federation_tells_lamb_its_layers(make):
+    """Every layer with something in it moves by lr times its length."""
+    federation = make.federation(server_optimizer=ALL["lamb"])
+    before = federation.model.params.detach().clone()
+    after, _ = federation.server_optimizer_at(0).step(before, torch.rand_like(before), {})
+    for block in federation.model.blocks:
+        moved, was = ((t[block.start : block.stop]).norm() for t in (after - before, before))
+        assert float(moved / was) == pytest.approx(0.1, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_inputs_are_left_as_they_were(name):
     params, update = torch.arange(4.0), torch.tensor([1.0, -2.0, 0.0, 1e6])
@@ -136,6 +179,10 @@ def test_the_state_of_another_model_is_refused(name):
         ),
         (lambda: Adam(lr=0.1, beta1=-0.1, beta2=0.9, tau=0.1), "server_optimizer.beta1 must be at least 0 .* got -0.1"),
         (lambda: Yogi(lr=0.1, beta1=0.9, beta2=1.5, tau=0.1), "server_optimizer.beta2 must be at least 0 .* got 1.5"),
+        (
+            lambda: Lamb(lr=0.1, beta1=0.9, beta2=0.9, tau=0.1, weight_decay=-1.0),
+            "server_optimizer.weight_decay must be 0 or more, got -1.0; try 0.0",
+        ),
         (lambda: Adagrad(lr=0.1, beta1=0.0, tau=0.0), "server_optimizer.tau must be positive, got 0.0; try 0.001"),
     ],
 )

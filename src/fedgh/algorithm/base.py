@@ -69,11 +69,13 @@ class Algorithm:
         own_buffers: Running statistics stay with the client: they neither travel nor are averaged.
         may_be_padded: Whether the vectorized executor may try if padded batches change nothing; not where a step
             cuts its batch.
+        one_model: Of several global models a client is sent one; else all of them.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
     own_buffers: ClassVar[bool] = False
     may_be_padded: ClassVar[bool] = True
+    one_model: ClassVar[bool] = False
 
     optimizer: OptimizerFactory
     local_epochs: int
@@ -186,7 +188,7 @@ class Algorithm:
 
         Args:
             weights: p_k as shares of the participants, see :meth:`client_shares`, ``(clients,)`` float64.
-            result: What the cohort reported, for instance ``local_steps`` or ``messages``.
+            result: What the cohort reported, for instance ``local_steps`` or ``messages``, and the server's ``memory``.
         """
         return weights
 

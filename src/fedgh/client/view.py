@@ -35,6 +35,10 @@ class ClientData(Protocol):
         """Return the client's examples per class, ``(classes,)``."""
         ...
 
+    def input_range(self) -> tuple[Tensor, Tensor]:
+        """Return the lowest and the highest number of an input as the model sees it."""
+        ...
+
     def examples(self, client_id: int, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the client's examples once."""
         ...
@@ -94,6 +98,11 @@ class ClientView:
     def label_counts(self) -> Tensor:
         """Its examples per class, ``(classes,)`` int64; not to be written to."""
         return self._data.label_counts(self.client_id)
+
+    @property
+    def input_range(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest number of an input as the model sees it, of images ``(channels, 1, 1)`` each."""
+        return self._data.input_range()
 
     def examples(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield its training examples once, in order, normalized and unaugmented: inputs and targets."""

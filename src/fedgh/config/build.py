@@ -142,6 +142,8 @@ def build_federation(cfg: DictConfig) -> Federation:
         seed=cfg.seed,
     )
     executor.lr_schedule, server_lr_schedule = build_lr_schedules(cfg, algorithm, server_optimizer)
+    executor.privacy = build(cfg.privacy) if cfg.get("privacy") else None
+    executor.compressor = build(cfg.compressor) if cfg.get("compressor") else None  # absent where none was chosen
     return Federation(
         seed=cfg.seed,
         dataset=dataset,
@@ -157,6 +159,7 @@ def build_federation(cfg: DictConfig) -> Federation:
         buffers=cfg.buffers,
         metrics=build_metrics(cfg.get("metric"), dataset, outputs),  # runs stored before the group existed have none
         validation=validation,
+        privacy=executor.privacy,
         clock=build(cfg.clock) if cfg.get("clock") else None,  # none in runs stored before there was one
     )
 

@@ -42,6 +42,8 @@ PLACES = {
     "dataset": Kind(("fedgh.dataset",), functions=("load",)),
     "model": Kind(("fedgh.model",), ("torch.nn.Module",)),
     "executor": Kind(("fedgh.executor",), ("fedgh.executor.base.Executor",), ("choose",)),
+    "compressor": Kind(("fedgh.compressor",), ("fedgh.compressor.base.Compressor",)),
+    "privacy": Kind(("fedgh.privacy",)),
     "clock": Kind(("fedgh.federation.clock",)),
     **{f"{side}_lr_schedule": Kind(("fedgh.core.lr_schedule",)) for side in ("client", "server")},
     "trainer": Kind(_LIGHTNING, ("pytorch_lightning.Trainer",)),

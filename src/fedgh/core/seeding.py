@@ -6,6 +6,7 @@ workers, or on where a run was stopped and resumed. This is the only module that
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import numpy as np
@@ -69,6 +70,30 @@ def random_bits(seeds: Tensor, count: int) -> Tensor:
     for shift, factor in zip((30, 27), _MIX, strict=True):
         words.bitwise_xor_(_shifted(words, shift)).mul_(factor)
     return words.bitwise_xor_(_shifted(words, 31)).view(torch.int16)[:, :count]
+
+
+def normal_numbers(seed: Tensor, step: Tensor, count: int) -> Tensor:
+    """Return standard normal numbers of a step, ``(count,)`` float64, under ``vmap`` those of every seed.
+
+    Elementwise operations on 64-bit words, two numbers from each by Box and Muller, so that a client alone and one
+    among many get the same.
+
+    Args:
+        seed: A 63-bit number, scalar int64.
+        step: Which step, scalar int64; steps have numbers of their own.
+        count: How many.
+
+    Reference:
+        SplitMix64, see :func:`random_bits`. Box and Muller, 1958.
+    """
+    half = -(-count // 2)
+    words = (torch.arange(half, device=seed.device) + step * half) * _STEP + seed
+    for shift, factor in zip((30, 27), _MIX, strict=True):
+        words = (words ^ (words >> shift & (1 << (64 - shift)) - 1)) * factor
+    words = words ^ (words >> 31 & (1 << 33) - 1)
+    first, second = ((part.double() + 0.5) / 2**32 for part in (words >> 32 & 0xFFFFFFFF, words & 0xFFFFFFFF))
+    radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second
+    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
 
 
 def _shifted(words: Tensor, bits: int) -> Tensor:

@@ -340,6 +340,13 @@ def take_fraction(dataset: D, fraction: float) -> D:
     return dataset if len(rows) == len(strata) else dataset.take_train(torch.from_numpy(rows))
 
 
+def input_range(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest pixel as the model sees them, ``(C, 1, 1)`` each; the data are images."""
+    images = dataset.train_inputs
+    low, high = (dataset.normalize(images.new_full((1, images.shape[1], 1, 1), value))[0] for value in (0, 255))
+    return low, high
+
+
 def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
     """Take a stratified part out of the train split, to judge settings by without a look at the test split.
 

@@ -17,16 +17,19 @@ from fedgh.algorithm.base import Algorithm, Batch
 from fedgh.algorithm.contract import check_unwritten, note_writes
 from fedgh.client.module import LocalTraining
 from fedgh.client.view import ClientView
+from fedgh.compressor.base import Compressor
 from fedgh.core.errors import ConfigurationError, TrainingError
 from fedgh.core.flat import FlatModel
 from fedgh.core.lr_schedule import Constant, LRSchedule
 from fedgh.core.seeding import numpy_generator, torch_generator, torch_seed
 from fedgh.core.types import ClientResult, ClientState, CohortResult, GlobalModel, Message, Phase, ServerState
 from fedgh.core.updates import RowMemory, UpdateMatrix
-from fedgh.dataset.base import Dataset
+from fedgh.dataset.base import Dataset, input_range
 from fedgh.dataset.stream import batch_sizes, client_batches, client_rows
+from fedgh.executor.channel import compressed, privatized
 from fedgh.executor.fit import fit
 from fedgh.executor.gather import check_reports, gather
+from fedgh.privacy.gaussian import Gaussian
 
 ROW_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 """Types of the update matrix by name; None is the model's own, float32 in every run that a config describes."""
@@ -66,12 +69,16 @@ class Executor(ABC):
         shared: Which parameters travel, ``(params,)`` bool; None for all.
         lr_schedule: What the local learning rate is multiplied with, by round.
         purpose: What is trained for, when that is no round of training: other batches and other draws.
+        compressor: What becomes of updates on their way; None: they arrive as they are.
+        privacy: How they are clipped and made noisy before that; None: not at all.
         may_end_the_process: Whether something outside may end this process without an exception.
     """
 
     may_end_the_process = False
     lr_schedule: LRSchedule = Constant()
     purpose = ""
+    compressor: Compressor | None = None
+    privacy: Gaussian | None = None
 
     def __init__(
         self,
@@ -117,6 +124,7 @@ class Executor(ABC):
         """
         other = copy.copy(self)
         other.purpose, other.row_dtype = purpose, self.model.params.dtype
+        other.compressor = other.privacy = None  # nothing is sent
         other.take(algorithm)
         return other
 
@@ -142,10 +150,19 @@ class Executor(ABC):
         watched = self.algorithm.own_client_hooks
         held = note_writes(_held(clients)) if watched else []
         results = self.in_order(clients, self.train(clients, updates.rows))
+        if self.privacy is not None:
+            privatized(self.privacy, clients, updates.rows, self.model.blocks, self.shared, self.seed)
+        if self.compressor is not None and not self.compressor.identity:
+            how = self.shared, self.seed
+            results = [
+                compressed(self.compressor, client, result, row, *how)
+                for client, result, row in zip(clients, results, updates.rows, strict=True)
+            ]
         if watched:
             check_unwritten(self.algorithm, held)
             check_reports(self.algorithm, clients, results)
-        return gather(clients, results, updates, self.shared, not self.algorithm.own_buffers)
+        travel = self.shared, not self.algorithm.own_buffers, self.algorithm.one_model
+        return gather(clients, results, updates, *travel)
 
     def in_order(self, clients: Sequence[ClientView], results: Sequence[ClientResult]) -> list[ClientResult]:
         """Return the results in the order of the clients, each of whom must have taken all its steps.
@@ -263,6 +280,10 @@ class Executor(ABC):
             strata = self.dataset.train_strata[self.client_indices[client_id].to(self.model.device)]
             self._label_counts[client_id] = torch.bincount(strata, minlength=self.dataset.num_classes)
         return self._label_counts[client_id]
+
+    def input_range(self) -> tuple[Tensor, Tensor]:
+        """Return the lowest and the highest number of an input as the model sees it."""
+        return input_range(self.dataset)
 
     def examples(self, client_id: int, batch_size: int = 500) -> Iterator[Batch]:
         """Yield a client's training examples once, in order, normalized and unaugmented."""

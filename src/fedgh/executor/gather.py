@@ -20,6 +20,7 @@ def gather(
     updates: UpdateMatrix,
     shared: Tensor | None,
     buffers_travel: bool,
+    one_model: bool = False,
 ) -> CohortResult:
     """Return the table of a cohort.
 
@@ -29,13 +30,14 @@ def gather(
         updates: Their updates, row by row.
         shared: Which parameters travel, ``(params,)`` bool; None for all.
         buffers_travel: Whether running statistics do.
+        one_model: Whether a client is sent one of several global models, else all.
     """
     reports = [result.report for result in results]
     states = {c.client_id: _own(r.state, c.state) for c, r in zip(clients, reports, strict=True) if r.state}
     received = clients[0].received
     model_bytes = received.params.itemsize * (received.params.numel() if shared is None else int(shared.sum()))
     buffer_bytes = (received.buffers.nbytes + received.counters.nbytes) * buffers_travel
-    num_models = len(clients[0].models)
+    num_models = 1 if one_model else len(clients[0].models)
     return CohortResult(
         client_ids=tuple(client.client_id for client in clients),
         updates=updates,

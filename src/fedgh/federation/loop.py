@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fedgh.core.types import ServerState
 from fedgh.federation.evaluation import evaluate
+from fedgh.federation.parts import drawn_per_round
 from fedgh.federation.personal import fine_tuned_metrics, personal_metrics, trained_metrics
 from fedgh.federation.round import Federation, Round, run_round
 from fedgh.federation.stopping import StopRequest
@@ -200,6 +201,9 @@ def describe(federation: Federation, outcome: Round, schedule: Schedule, before:
                 row.metrics |= harmonization_metrics(gram, outcome.weights, aggregate.coefficients, aggregate.mixing)
         if federation.algorithm.overrides("metrics"):
             row.metrics |= federation.algorithm.metrics(outcome.server, result)
+    if federation.privacy is not None and federation.privacy.noise_multiplier > 0:
+        count = drawn_per_round(federation)
+        row.metrics["privacy/epsilon"] = federation.privacy.epsilon(row.round, federation.num_clients, count)
     if schedule.due(schedule.evaluate_every, row.round):
         started = perf_counter()
         row.metrics |= evaluated(federation, outcome.server, schedule)

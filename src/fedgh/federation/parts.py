@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedgh.aggregator.mean import Mean
 from fedgh.core.errors import ConfigurationError
+from fedgh.dataset.base import ImageDataset
+from fedgh.sampler.uniform import Uniform
 from fedgh.task.adaptation import Adaptation
 from fedgh.task.classification import Classification
 from fedgh.task.multi_task import MultiTask
@@ -29,6 +32,8 @@ def check_parts(federation: Federation) -> None:
         if getattr(federation, name) not in allowed:
             raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, got {getattr(federation, name)!r}")
     _check_requirements(federation)
+    if federation.privacy is not None:
+        _check_privacy(federation)
     algorithm, aggregator, clock = federation.algorithm, federation.aggregator, federation.clock
     least = aggregator.min_clients
     if algorithm.overrides("group"):
@@ -60,6 +65,55 @@ def _check_cohorts(federation: Federation, least: int) -> None:
     federation.aggregator.check(size, federation.model.blocks)
 
 
+def drawn_per_round(federation: Federation) -> int | None:
+    """Return how many clients a round draws uniformly without replacement; None if they are chosen otherwise."""
+    sampler = federation.sampler
+    return len(sampler(federation.num_clients, 0, 0)) if isinstance(sampler, Uniform) else None
+
+
+TELLING = ("client_weights", "group", "conclude", "complete")
+"""Hooks with which a method reads more of a client than its update."""
+
+
+def _check_privacy(federation: Federation) -> None:
+    """Check that nothing leaves a client but a clipped update, and that the noise covers what becomes of it."""
+    privacy, algorithm, executor = federation.privacy, federation.algorithm, federation.executor
+    if privacy is None or privacy.noise_multiplier == 0:
+        return
+    privacy.check()
+    name = type(algorithm).__name__
+    if any(algorithm.overrides(hook) for hook in TELLING):
+        raise ConfigurationError(
+            f"privacy bounds what updates tell, and {name} reads more of its clients than updates; type "
+            "algorithm=fedavg, or another that sends nothing beside its update (docs/algorithms.md, column travels)"
+        )
+    averaged = federation.buffers == "average" and not algorithm.own_buffers
+    if averaged and federation.model.buffers.numel():
+        raise ConfigurationError(
+            "privacy bounds what updates tell, and this model's running statistics travel beside them without noise; "
+            "type model.norm=group, or buffers=keep_global"
+        )
+    if federation.clock is not None:
+        raise ConfigurationError("privacy counts rounds that wait for everybody; type clock=synchronous")
+    if privacy.noise_at == "clients":
+        return
+    if not isinstance(federation.aggregator, Mean):
+        raise ConfigurationError(
+            f"{type(federation.aggregator).__name__} looks at single updates, so a client may move the aggregate by "
+            "more than its share and the server's noise hides nobody; type aggregator=mean, or privacy.noise_at=clients"
+        )
+    if algorithm.weights != "uniform":
+        raise ConfigurationError(
+            "the server's noise is that of clients who count alike; type algorithm.weights=uniform, or "
+            "privacy.noise_at=clients"
+        )
+    if executor.compressor is not None and not executor.compressor.identity:
+        raise ConfigurationError(
+            "compression after clipping may make an update longer than privacy.clip; leave compressor out, or type "
+            "privacy.noise_at=clients"
+        )
+
+
 def _check_requirements(federation: Federation) -> None:
     algorithm, task = type(federation.algorithm).__name__, federation.dataset.task
     present = {
@@ -69,6 +123,7 @@ def _check_requirements(federation: Federation) -> None:
         "clock": federation.clock is not None,
         "adaptation": isinstance(task, Adaptation),
         **{part: any(b.name.startswith(f"{part}.") for b in federation.model.blocks) for part in ADDED},
+        "images": isinstance(federation.dataset, ImageDataset),
     }
     remedies = {
         "head": "a model whose classifier is called `head`, such as model=mlp",
@@ -78,6 +133,7 @@ def _check_requirements(federation: Federation) -> None:
         "adaptation": "a labelled and an unlabelled domain: dataset=adaptation",
         "discriminator": "a discriminator: model=adapted",
         "second_head": "a second head: model=adapted model.second_head=true model.discriminator=null",
+        "images": "a data set of images, such as dataset=digits",
     }
     for need in sorted(federation.algorithm.requires):
         if not present[need]:

@@ -35,7 +35,8 @@ from fedgh.federation.finite import (
 from fedgh.federation.parts import check_parts
 from fedgh.metric.collection import Metrics
 from fedgh.partition.base import Partition
-from fedgh.server_optimizer.base import ServerOptimizer
+from fedgh.privacy.gaussian import Gaussian
+from fedgh.server_optimizer.base import LayerWise, ServerOptimizer
 from fedgh.storage.client_store import update_clients
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Federation:
         validation: What was held out of the training data, evaluated as the test split is; None for nothing.
         server_lr_schedule: What the server's learning rate is multiplied with, by round.
         clock: When clients come back, in asynchronous runs; None: a round waits for everybody.
+        privacy: How updates are clipped, and noise is added, for differential privacy; None: not at all.
     """
 
     seed: int
@@ -84,6 +86,7 @@ class Federation:
     buffers: str = "average"
     metrics: Metrics | None = None
     clock: Clock | None = None
+    privacy: Gaussian | None = None
     server_lr_schedule: LRSchedule = field(default_factory=Constant)
     validation: Validation | None = None
 
@@ -94,7 +97,8 @@ class Federation:
         """Return the server optimizer with its learning rate of a round."""
         optimizer: Any = self.server_optimizer
         factor = self.server_lr_schedule(round_index)
-        return optimizer if factor == 1 else replace(optimizer, lr=optimizer.lr * factor)  # type: ignore[no-any-return]
+        optimizer = optimizer if factor == 1 else replace(optimizer, lr=optimizer.lr * factor)
+        return optimizer.on(self.model.blocks) if isinstance(optimizer, LayerWise) else optimizer
 
     @cached_property
     def cells(self) -> Cells:
@@ -244,7 +248,18 @@ def absorb_model(
     aggregate = federation.aggregator(result.updates, gram, cohort, model.aggregator)
     if not all_finite(aggregate.update):
         raise NonFiniteError(f"the aggregate of {type(federation.aggregator).__name__} is not finite")
+    if federation.privacy is not None and federation.privacy.noise_at == "server":
+        aggregate = _noised(federation, aggregate, weights, round_index)
     return server_step(federation, model, result, aggregate, round_index), weights, aggregate
+
+
+def _noised(federation: Federation, aggregate: Aggregate, weights: Tensor, round_index: int) -> Aggregate:
+    """Return the mean with the server's noise, which hides whoever counts most; nothing where nothing is shared."""
+    privacy, shared = federation.privacy, federation.executor.shared
+    if privacy is None or privacy.noise_multiplier == 0:
+        return aggregate
+    noise = privacy.noise(aggregate.update, float(weights.max()), federation.seed, round_index)
+    return replace(aggregate, update=aggregate.update + (noise if shared is None else noise * shared))
 
 
 def server_step(

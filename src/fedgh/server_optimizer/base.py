@@ -8,13 +8,15 @@ a small mapping name -> tensor that goes into the checkpoint; the first round st
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fedgh.core.errors import CheckpointError, ConfigurationError
+from fedgh.core.updates import Block
 
 State = dict[str, Tensor]
 
@@ -36,6 +38,15 @@ class ServerOptimizer(Protocol):
         Raises:
             CheckpointError: If the state belongs to a model of another size.
         """
+
+
+@runtime_checkable
+class LayerWise(Protocol):
+    """A server optimizer whose steps depend on which numbers are a layer."""
+
+    def on(self, blocks: Sequence[Block]) -> ServerOptimizer:
+        """Return it for a model of these layers, which cover all columns."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,11 +81,14 @@ class Adaptive(ABC):
 
     def step(self, params: Tensor, update: Tensor, state: State) -> tuple[Tensor, State]:
         """Take one server step; see :class:`ServerOptimizer`."""
+        m, v = self.moments(update, state)
+        return params + self.lr * m / (v.sqrt() + self.tau), {"m": m, "v": v}
+
+    def moments(self, update: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Return the new momentum and second moment, both ``(d,)``."""
         m = slot(state, "m", update, fill=0.0)
         v = slot(state, "v", update, fill=self.tau**2)
-        m = self.beta1 * m + (1 - self.beta1) * update
-        v = self.second_moment(v, update.square())
-        return params + self.lr * m / (v.sqrt() + self.tau), {"m": m, "v": v}
+        return self.beta1 * m + (1 - self.beta1) * update, self.second_moment(v, update.square())
 
 
 def slot(state: State, name: str, like: Tensor, fill: float) -> Tensor:

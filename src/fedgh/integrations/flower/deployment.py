@@ -64,6 +64,10 @@ def build(cfg: DictConfig) -> Federation:
     alone.executor = config.compose(["executor=sequential"]).executor
     alone.executor.row_dtype = cfg.executor.row_dtype
     federation = config.build_federation(alone)
+    if federation.executor.compressor is not None or federation.privacy is not None:
+        raise ConfigurationError(
+            "on Flower updates travel as they are: leave compressor and privacy out, or simulate it: fedgh-train"
+        )
     if _talks(federation.algorithm):
         raise ConfigurationError(
             f"{type(federation.algorithm).__name__} sends more than models and updates, which is not carried over "
