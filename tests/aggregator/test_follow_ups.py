@@ -12,6 +12,7 @@ from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import Cohort
 from fedgh.core.updates import Block, UpdateMatrix
 
+from . import literal
 from .rules import build, cohort_of, random_rows, relative_error, run, unscaled
 
 
@@ -279,6 +280,17 @@ def test_centered_clipping_tells_updates_apart_that_a_float32_gram_matrix_does_n
     result = far(UpdateMatrix.of(rows), UpdateMatrix.of(rows).gram(), cohort(3), {"center": center})
     # the median distance is 0, and so is every step; were the third distance 0, too, that update would count in full
     torch.testing.assert_close(result.update, center, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["geometric_median", "ida", "krum"])
+def test_rules_of_distances_tell_apart_what_a_float32_gram_matrix_does_not(name):
+    rows = 1 + 1e-4 * torch.randn(5, 1000, generator=torch.Generator().manual_seed(1))
+    rows[4] += 1e-4
+    who = cohort_of(5)
+    result = build(name)(UpdateMatrix.of(rows), UpdateMatrix.of(rows).gram(), who, {})
+    wanted = getattr(literal, name)(rows.double(), who, build(name), {})
+    spread = (rows.double() - rows.double().mean(0)).norm(dim=1).mean()
+    assert float((result.update - wanted).norm() / spread) < 1e-2  # float32 sums; the mean is 0.1 away
 
 
 # ---- weights on the simplex ----

@@ -92,6 +92,10 @@ class ScaledUpdates(UpdateMatrix):
         """See :meth:`UpdateMatrix.gram`."""
         return self.scale[:, None] * self.updates.gram(by_block) * self.scale
 
+    def exact_gram(self) -> Tensor:
+        """See :meth:`UpdateMatrix.exact_gram`."""
+        return self.scale[:, None] * self.updates.exact_gram() * self.scale
+
     def gram_with(self, row: Tensor, by_block: bool = False) -> Tensor:
         """See :meth:`UpdateMatrix.gram_with`."""
         scale = torch.cat([self.scale, torch.ones(1, dtype=torch.float64)])

@@ -27,9 +27,10 @@ class GeometricMedian(GramRule):
         Pillutla, Kakade, Harchaoui: "Robust Aggregation for Federated Learning", IEEE TSP 2022 (smoothed Weiszfeld);
         Yeganeh et al.: "Inverse Distance Aggregation for Federated Learning", 2020.
     Departures:
-        Distances come from the Gram matrix; float32 updates that differ by less than about 1e-4 of their norm count as
-        identical. IDA's distances are taken to the weighted mean, and multiply n_k/n.
+        Distances come from a Gram matrix of float64 products. IDA's are taken to the weighted mean, and multiply n_k/n.
     """
+
+    exact = True
 
     steps: int
     smoothing: float

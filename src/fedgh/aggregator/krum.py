@@ -36,6 +36,7 @@ class Krum(GramRule):
     num_selected: int
 
     uses_weights = False
+    exact = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -115,6 +115,10 @@ class UpdateMatrix:
             grams[unsafe] = self._grams([spans[index] for index in unsafe.tolist()], torch.float64)
         return grams if by_block else grams[0]
 
+    def exact_gram(self) -> Tensor:
+        """Return M with every product formed in float64, for distances; see :meth:`gram_with`."""
+        return self._grams([(0, self.rows.shape[1])], torch.float64)[0]
+
     def gram_with(self, row: Tensor, by_block: bool = False) -> Tensor:
         """Return the Gram matrix of the updates with one more row below, every product formed in float64.
 
