@@ -22,7 +22,7 @@ train: .venv/installed
 	$(BIN)/fedgh-train
 
 test: .venv/installed
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: .venv/installed
 	$(BIN)/pytest -m "not gpu"

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def pytest_configure(config):
     for line in THIRD_PARTY_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a script; tests send it
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets its workers starve beside other tests
     torch.set_num_threads(1)  # threads that wait for each other cost tiny tensors ten times what they gain
     entry.quieten()  # a line per fit would drown what a failing test has to say
 

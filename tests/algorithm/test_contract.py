@@ -5,6 +5,7 @@ said here.
 """
 
 import copy
+import sys
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -18,6 +19,7 @@ from fedgh.algorithm.fedavg import FedAvg
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.types import GlobalModel, Report, Start
 from fedgh.dataset.base import ImageDataset
+from fedgh.executor import ray_cluster
 from fedgh.executor.ray import RayExecutor
 from fedgh.executor.sequential import SequentialExecutor
 from fedgh.executor.vectorized import VectorizedExecutor
@@ -427,18 +429,21 @@ def test_with_everything_personal_clients_train_alone(make, name):
     assert 0 < len(alone.clients) <= 6
 
 
+@pytest.fixture(scope="module")
+def ray(make):
+    """One cluster for all methods; what the tests define goes to its workers by value."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedgh[ray]'")
+    started = ray_cluster.start(None, "executor.address", num_cpus=2)
+    for example in (Normed, type(make.normed())):
+        ray.cloudpickle.register_pickle_by_value(sys.modules[example.__module__])
+    yield ray
+    if started:
+        ray.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_workers_of_ray_give_the_same_bits(make, name):
-    """One cluster for all of them, ended with this process."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fedgh[ray]'")
-    import sys
-
-    from fedgh.executor import ray_cluster
-
-    ray_cluster.start(None, "executor.address", num_cpus=2)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[Normed.__module__])
-    ray.cloudpickle.register_pickle_by_value(sys.modules[type(make.normed()).__module__])
+def test_workers_of_ray_give_the_same_bits(make, ray, name):
     small = {"cpus_per_worker": 0.5, "gpus_per_worker": None, "threads_per_worker": 1, "object_store_mib": None}
     workers = partial(RayExecutor, address=None, num_workers=2, max_attempts=2, **small, row_dtype="float32")
     federation = federation_of(make, name, executor=workers)

@@ -80,6 +80,7 @@ def browse(page, folder, *arguments):
     return done
 
 
+@pytest.mark.slow  # the next one notices what is missing, this one what is not seen
 def test_the_page_of_a_sweep_in_a_browser(command, sweep, tmp_path):
     said = command(f"runs={sweep}")
     page = tmp_path / "out" / "dashboard.html"

@@ -70,7 +70,7 @@ def tables_of(run_dir):
     return sorted(str(path.relative_to(run_dir)) for path in run_dir.rglob("*.parquet"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[::2], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1::2])])
 def test_a_run_goes_on_under_any_name(cli, copied, made, monkeypatch, tmp_path, name):
     run_dir, before = copied(name), tables_of(made)
     monkeypatch.chdir(tmp_path)
@@ -280,7 +280,9 @@ def test_what_is_typed_is_made_ready_for_hydra(arguments, prepared):
     assert ready(arguments, "train") == prepared
 
 
-@pytest.mark.parametrize("name", ["a (1) b", "it's $x", 'é "q" #1 [x]'])
+@pytest.mark.parametrize(
+    "name", ["it's (1) $x", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a (1) b", 'é "q" #1 [x]'))]
+)
 def test_the_printed_commands_do_what_they_say(tmp_path, name):
     """Each line, pasted into a shell, in another folder than the run was started from."""
     folder, shell = tmp_path / name, {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}

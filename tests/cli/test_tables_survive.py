@@ -24,7 +24,10 @@ def summary(run_dir):
     return {name: value for name, value in closing.items() if "seconds" not in name}
 
 
-@pytest.mark.parametrize("how", ["emptied", "removed", "flipped", "header lost", "rows lost"])
+@pytest.mark.parametrize(
+    "how",
+    ["removed", "flipped", *(pytest.param(h, marks=pytest.mark.slow) for h in ("emptied", "header lost", "rows lost"))],
+)
 def test_metrics_damaged_between_stop_and_resume_are_mended(cli, how):
     straight = straight_run(cli, *QUIET)
     run_dir = cli(*QUIET, "num_rounds=3").run_dir

@@ -93,7 +93,10 @@ def close(found, wanted):
 
 
 @pytest.mark.parametrize("kind", EXECUTORS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm",
+    ["fednova", "remembering", *(pytest.param(a, marks=pytest.mark.slow) for a in ("fedprox", "feddecorr"))],
+)
 def test_rounds_mix_no_devices_and_give_the_cpus_numbers(make, kind, algorithm):
     federation = federation_of(make, kind, ALGORITHMS[algorithm], server_optimizer=Momentum(1.0, 0.9, "heavy_ball"))
     start = initial_state(federation.model)
@@ -128,7 +131,7 @@ def test_nothing_waits_for_the_device_inside_the_steps(make, kind, augmentation)
     """Twice the steps, not one wait more; and what is copied is a few numbers, never a vector of parameters."""
     waits, copied = [], []
     with Accelerator() as accelerator:
-        for epochs in (2, 6):
+        for epochs in (1, 3):
             federation = federation_of(make, kind, augmentation=augmentation)
             federation = replace(federation, algorithm=replace(federation.algorithm, local_epochs=epochs))
             federation.executor.algorithm = federation.algorithm

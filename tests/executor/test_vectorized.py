@@ -151,7 +151,9 @@ def test_equals_the_sequential_executor(model, algorithm):
     assert_same(play(executor(VectorizedExecutor, MODELS[model], ALGORITHMS[algorithm], width=20)), expected)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm", ["fedprox", *(pytest.param(a, marks=pytest.mark.slow) for a in ALGORITHMS if a != "fedprox")]
+)
 def test_batch_statistics_are_each_clients_own(algorithm):
     # 57 batch normalisations over few images amplify rounding errors; a gentle step keeps two runs together
     settings = {
@@ -160,7 +162,7 @@ def test_batch_statistics_are_each_clients_own(algorithm):
         "local_epochs": 1,
         "sizes": (8, 5, 4),  # batches of 4 + 4, 5, 4
     }
-    cohorts = ((0, 1), (1, 2), (2, 0))
+    cohorts = ((0, 1), (1, 2))
     mobilenet, algorithm = MODELS["mobilenet_v2"], ALGORITHMS[algorithm]
     expected = play(executor(SequentialExecutor, mobilenet, algorithm, **settings), cohorts)
     assert_same(play(executor(VectorizedExecutor, mobilenet, algorithm, width=20, **settings), cohorts), expected)

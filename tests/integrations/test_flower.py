@@ -542,6 +542,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds what F
 
 
 @needs_proc
+@pytest.mark.slow  # that rounds over nodes are the simulation's is tested above without processes
 def test_superlink_and_supernodes_give_the_simulations_numbers(tmp_path, cli):
     """The same overrides under ``flwr run``, two of three SuperNodes a round, and under ``fedgh-train``."""
     overrides = "partition.num_clients=3 sampler.fraction=0.7 num_rounds=3 logger=csv algorithm=fednova trainer=cpu"
