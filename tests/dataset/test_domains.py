@@ -5,7 +5,19 @@ import pytest
 import torch
 
 from fedgh.core.errors import ConfigurationError
-from fedgh.dataset import digits_domains, newsgroups, pacs, rotated_mnist, shakespeare
+from fedgh.dataset import (
+    cinic10,
+    digits_domains,
+    emnist,
+    femnist,
+    mtfl,
+    newsgroups,
+    pacs,
+    rotated_mnist,
+    shakespeare,
+    svhn,
+    usps,
+)
 from fedgh.dataset.rotated_mnist import rotated
 from tests.dataset.fixtures import pixels, png, write_parquet_set, write_shard
 
@@ -103,3 +115,51 @@ def test_shakespeares_clients_are_roles(tmp_path):
     write_texts(tmp_path, train=train, test={"text": ["be"], "role": ["HAMLET"]})
     dataset = shakespeare.load(tmp_path, 8, 1.0)
     assert (dataset.client_ids.tolist(), dataset.test_client_ids.tolist()) == ([1, 0], [1])
+
+
+def test_svhn_and_emnist_as_torchvision_has_them(tmp_path, monkeypatch):
+    """Stand-ins for its readers, with the layouts that they give: (N, 3, H, W) and ``labels``; digits on their side."""
+    import torchvision.datasets
+
+    class House:
+        def __init__(self, root, split, download):
+            self.data, self.labels = pixels(4, 3, 32, 32, seed=len(split)), np.array([0, 9, 3, 3])
+
+    class Letters:
+        def __init__(self, root, split, train, download):
+            assert split == "balanced"
+            self.data, self.targets = torch.from_numpy(pixels(3, 28, 28, seed=int(train))), torch.tensor([0, 46, 11])
+
+    monkeypatch.setattr(torchvision.datasets, "SVHN", House)
+    monkeypatch.setattr(torchvision.datasets, "EMNIST", Letters)
+    houses = svhn.load(tmp_path, "torchvision", False, 1.0, None)
+    assert np.array_equal(houses.test_images.numpy(), pixels(4, 3, 32, 32, seed=4))
+    assert houses.train_labels.tolist() == [0, 9, 3, 3]
+    letters = emnist.load(tmp_path, "balanced", "torchvision", False, 1.0, None)
+    assert np.array_equal(letters.train_images[0, 0].numpy(), pixels(3, 28, 28, seed=1)[0].T)
+    assert [letters.class_names[label] for label in letters.train_labels] == ["0", "t", "B"]
+    with pytest.raises(ConfigurationError, match=r"dataset.split must be one of byclass, balanced, digits, got 'all'"):
+        emnist.load(tmp_path, "all", "torchvision", False, 1.0, None)
+
+
+def test_writers_and_plain_sets(tmp_path):
+    for split, writers in (("train", ["f1", "f0", "f1"]), ("test", ["f0", "f9", "f1"])):
+        images = [png(image) for image in pixels(3, 8, 8)]
+        path = tmp_path / f"{split}-00000-of-00001.parquet"
+        write_shard(path, images, [0, 1, 1], label_column="character", writer_id=writers)
+    writers = femnist.load(tmp_path, "character", "writer_id", 1.0, None)
+    assert (writers.client_ids.tolist(), writers.test_client_ids.tolist()) == ([1, 0, 1], [0, -1, 1])
+    plain = write_parquet_set(tmp_path / "plain", (pixels(4, 8, 8), [0, 1] * 2), (pixels(2, 8, 8), [0, 1]))
+    assert [module.load(plain, 1.0, None).name for module in (usps, cinic10)] == ["usps", "cinic10"]
+
+
+def test_faces_have_several_tasks(tmp_path):
+    for split in ("train", "test"):
+        images = [png(image) for image in pixels(4, 8, 8, 3)]
+        path = tmp_path / f"{split}-00000-of-00001.parquet"
+        write_shard(path, images, [0, 1, 0, 1], label_column="smile", head_pose=[2, 0, 1, 2])
+    dataset = mtfl.load(tmp_path, ["smile", "head_pose"], None, 1.0, None)
+    assert dataset.train_targets.tolist() == [[0, 2], [1, 0], [0, 1], [1, 2]]
+    assert dataset.task.widths == [2, 3]
+    with pytest.raises(ConfigurationError, match=r"dataset.tasks must name two columns at least, each once, got"):
+        mtfl.load(tmp_path, ["smile"], None, 1.0, None)

@@ -173,3 +173,5 @@ def test_timm_gives_features(monkeypatch):
     assert features.shape == (2, 96)
     with pytest.raises(ConfigurationError, match=r"dataset.encoder=timm:no_such: timm cannot give it here"):
         open_encoder("timm:no_such")
+    with pytest.raises(ConfigurationError, match="must be the plain name of a model of timm"):
+        open_encoder("timm:hf-hub:somebody/model")

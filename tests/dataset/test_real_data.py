@@ -5,7 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from fedgh.dataset import cifar10, cifar100, mnist, parquet, tiny_imagenet
+from fedgh.dataset import (
+    cifar10,
+    cifar100,
+    digits_domains,
+    mnist,
+    mtfl,
+    newsgroups,
+    pacs,
+    parquet,
+    rotated_mnist,
+    shakespeare,
+    tiny_imagenet,
+    usps,
+)
 from fedgh.dataset.base import channel_statistics
 
 pytestmark = [
@@ -44,3 +57,31 @@ def test_a_set_of_ones_own():
     dataset = parquet.load(folder("usps"), None, None, None, None, None, None, 1.0, None)
     assert (dataset.name, dataset.image_shape, dataset.num_classes) == ("usps", (1, 16, 16), 10)
     assert (len(dataset.train_labels), len(dataset.test_labels)) == (7291, 2007)
+
+
+def test_sets_in_domains():
+    turned = rotated_mnist.load(folder("mnist"), "parquet", False, 10, 36.0, 14, 0.1, None)
+    assert turned.image_shape == (1, 14, 14)
+    assert max(turned.domains.bincount()) - min(turned.domains.bincount()) <= 1
+    mixed = digits_domains.load(folder("mnist"), "parquet", folder("usps"), 28, 743, 1.0, None)
+    assert mixed.test_domains.bincount().tolist() == [10_000, 2007, 359]
+    assert all(abs(number - 743) <= 5 for number in mixed.domains.bincount().tolist())
+    pictures = pacs.load(folder("pacs"), None, None, None, 1.0, None, "domain")
+    assert (len(pictures.train_labels), len(pictures.test_labels)) == (7993, 1998)
+    assert len(pictures.domains.bincount()) == 4
+    assert pictures.num_classes == 7
+    assert usps.load(folder("usps"), 1.0, None).image_shape == (1, 16, 16)
+
+
+def test_texts():
+    words = newsgroups.load(folder("newsgroups20"), "text", "label", "tfidf", 4096, 128, 1.0)
+    assert (words.train_inputs.shape, words.test_inputs.shape) == ((11_293, 4096), (7528, 4096))
+    assert words.num_classes == 20
+    plays = shakespeare.load(folder("shakespeare"), 80, 0.05)
+    assert int(plays.client_ids.max()) < 420
+    assert plays.train_inputs.shape[1] == 80
+
+
+def test_faces():
+    faces = mtfl.load(folder("mtfl"), ["smile", "gender", "glasses", "head_pose"], None, 1.0, None)
+    assert (faces.task.widths, len(faces.train_targets), len(faces.test_targets)) == ([2, 2, 2, 5], 10_000, 2995)

@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
     for key, low in (("epochs", 1), ("batch_size", 1), ("lr", 0), ("weight_decay", 0), ("seed", 0)):
         if isinstance(cfg[key], bool) or not isinstance(cfg[key], int | float) or cfg[key] < low:
             raise ConfigurationError(f"{key} must be a number of at least {low}, got {cfg[key]!r}")
-    if cfg.precision not in PRECISIONS:
+    if str(cfg.precision) not in PRECISIONS:
         raise ConfigurationError(f"precision must be one of {', '.join(PRECISIONS)}, got {cfg.precision!r}")
     dataset: Dataset = config.build(cfg.dataset)
     if not isinstance(dataset, ImageDataset):

@@ -161,8 +161,11 @@ def apply_where(stored: DictConfig, cfg: DictConfig, words: Sequence[str]) -> Di
     if "paths.output_dir" in typed and "resume" in map(key_of, words):
         raise ConfigurationError("paths.output_dir is where the resumed run is; leave it out")
     with open_dict(stored):
-        if OmegaConf.select(stored, "dataset.download"):
-            stored.dataset.download = False  # nothing is fetched because somebody else has asked for it
+        for node in ("dataset", "dataset.images"):
+            if OmegaConf.select(stored, f"{node}.download"):
+                OmegaConf.update(
+                    stored, f"{node}.download", False
+                )  # nothing is fetched because somebody else has asked for it
         for group in _GROUPS:
             if group in typed:
                 kept = {key: OmegaConf.select(stored, key) for key in KEPT if key not in typed}

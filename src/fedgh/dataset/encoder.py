@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -119,6 +120,8 @@ def _of_timm(name: str) -> Encoder:
             f"dataset.encoder={TIMM}{name} needs timm: pip install 'fedgh[timm]', or type the file of an encoder that "
             "fedgh-encode trained"
         ) from error
+    if not re.fullmatch(r"[\w.]+", name):  # hf-hub:<anybody's model> would fetch what a stored config names
+        raise ConfigurationError(f"dataset.encoder={TIMM}{name} must be the plain name of a model of timm.")
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0).eval()
     except Exception as error:  # whatever its hub and its registry raise
@@ -203,7 +206,9 @@ def train_encoder(
     augment = Augmentation(crop_padding=dataset.input_shape[1] // 8, flip=True, auto_augment=False)
     steps = -(-len(dataset.train_images) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=0.2)
+    total_steps = epochs * steps
+    warm = 0.2 if total_steps > 5 else 0.5  # PyTorch divides by the steps of a part, less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(3, total_steps), pct_start=warm)
     model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     for epoch in range(epochs):
         generator = torch_generator(seed, "encoder", epoch)

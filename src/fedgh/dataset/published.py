@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class PublishedSet:
         label_columns: Accepted names of the label column in Parquet files.
         torchvision_class: Name in ``torchvision.datasets``.
         torchvision_folder: Folder below ``root`` where torchvision keeps the files.
+        torchvision_splits: What its class is told for the train and for the test split.
     """
 
     name: str
@@ -43,6 +45,7 @@ class PublishedSet:
     label_columns: tuple[str, ...]
     torchvision_class: str
     torchvision_folder: str
+    torchvision_splits: tuple[Mapping[str, Any], Mapping[str, Any]] = ({"train": True}, {"train": False})
 
 
 def load_published(
@@ -108,8 +111,8 @@ def _read_torchvision(published: PublishedSet, root: Path, download: bool, train
     folder = root / published.torchvision_folder
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        train = reader(root=root, train=True, download=download)
-        test = reader(root=root, train=False, download=False)
+        of_train, of_test = published.torchvision_splits
+        train, test = reader(root=root, download=download, **of_train), reader(root=root, download=False, **of_test)
     except (RuntimeError, OSError, ValueError, EOFError, AssertionError, KeyError, pickle.UnpicklingError) as error:
         for place in made:  # by torchvision, before it fetches anything
             with suppress(OSError):  # not made, or not empty
@@ -141,10 +144,14 @@ def _missing_files(published: PublishedSet, root: Path, error: Exception, downlo
 
 
 def _tensors(split: Any) -> tuple[Tensor, Tensor]:
-    """Return images (N, C, H, W) and labels of a torchvision set: (N, H, W) tensors or (N, H, W, 3) arrays."""
+    """Return images (N, C, H, W) and labels of a torchvision set: (N, H, W), (N, H, W, 3) or (N, 3, H, W)."""
     images = torch.as_tensor(split.data)
-    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return images, torch.as_tensor(split.targets, dtype=torch.int64)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2).contiguous()
+    labels = split.labels if hasattr(split, "labels") else split.targets  # SVHN's word
+    return images, torch.as_tensor(labels, dtype=torch.int64)
 
 
 def _read_parquet(published: PublishedSet, root: str | Path, train_fraction: float) -> Splits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fedgh.core.errors import ConfigurationError
@@ -28,6 +29,8 @@ class Timm(Beheaded):
             import timm
         except ImportError as error:
             raise ConfigurationError("model=timm needs timm: pip install 'fedgh[timm]'") from error
+        if not re.fullmatch(r"[\w.]+", name):  # hf-hub:<anybody's model> would fetch what a stored config names
+            raise ConfigurationError(f"model.name must be the plain name of a model of timm, got {name!r}.")
         try:
             network = timm.create_model(name, pretrained=pretrained, num_classes=num_outputs, in_chans=channels)
         except Exception as error:  # whatever its registry and its hub raise
