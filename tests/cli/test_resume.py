@@ -231,6 +231,7 @@ def test_evaluate_takes_them_too(cli, copied, tmp_path):
     )
     assert answer.code == 0, answer.err
     assert json.loads((out / "evaluation.json").read_text())["checkpoint"].startswith(str(run_dir))
+    assert not list(answer.log_dir.glob("evaluate/runs/*")), "nothing is there, so nothing is left there"
     answer = cli(f"checkpoint={run_dir}", "dataset.source=parquet", task="evaluate")
     assert answer.code == 2
     assert "dataset.source is not a parameter of fedgh.dataset.digits.load" in answer.err

@@ -68,11 +68,12 @@ class Aggregator(ABC):
 
     @property
     def min_clients(self) -> int:
-        """Fewest clients that it can combine."""
-        return 1
+        """Fewest clients that it can combine; of a rule around another, ``rule``, those of that one."""
+        inner = getattr(self, "rule", None)
+        return inner.min_clients if isinstance(inner, Aggregator) else 1
 
-    def check(self, num_clients: int, blocks: Sequence[Block]) -> None:  # noqa: B027
-        """Refuse, before training, what it could not combine in any round.
+    def check(self, num_clients: int, blocks: Sequence[Block]) -> None:
+        """Refuse, before training, what it, or the rule inside, could not combine in any round.
 
         Args:
             num_clients: Of the smallest round.
@@ -81,6 +82,9 @@ class Aggregator(ABC):
         Raises:
             ConfigurationError: With what to type instead.
         """
+        inner = getattr(self, "rule", None)
+        if isinstance(inner, Aggregator):
+            inner.check(num_clients, blocks)
 
     @abstractmethod
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from fedgh.aggregator.base import Aggregate, Aggregator, State, require, require_one_of
 from fedgh.core.types import Cohort
-from fedgh.core.updates import Block, UpdateMatrix
+from fedgh.core.updates import UpdateMatrix
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,6 @@ class Clipped(Aggregator):
     def __post_init__(self) -> None:
         require(self.max_norm > 0, "max_norm", "positive", self.max_norm)
         require_one_of("unit", self.unit, ("absolute", "median"))
-
-    @property
-    def min_clients(self) -> int:
-        """As many as the rule inside needs."""
-        return self.rule.min_clients
-
-    def check(self, num_clients: int, blocks: Sequence[Block]) -> None:
-        """Refuse what the rule inside refuses; see :meth:`Aggregator.check`."""
-        self.rule.check(num_clients, blocks)
 
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:
         """Clip, then call the rule; see :meth:`Aggregator.__call__`."""

@@ -45,16 +45,11 @@ class Matched(Aggregator):
     def __post_init__(self) -> None:
         require_one_of("by", self.by, ("gain", "norm"))
 
-    @property
-    def min_clients(self) -> int:
-        """As many as the rule inside needs."""
-        return self.rule.min_clients
-
     def check(self, num_clients: int, blocks: Sequence[Block]) -> None:
         """Refuse a rule without coefficients, and what it refuses itself; see :meth:`Aggregator.check`."""
         if getattr(self.rule, "rule", self.rule).needs == "coordinates":
             self._refuse()
-        self.rule.check(num_clients, blocks)
+        super().check(num_clients, blocks)
 
     def __call__(self, updates: UpdateMatrix, gram: Tensor, cohort: Cohort, state: State) -> Aggregate:
         """Ask the rule and keep the size of its step; see :meth:`Aggregator.__call__`.

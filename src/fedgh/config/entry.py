@@ -38,7 +38,10 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     @wraps(task)
     def guarded(cfg: DictConfig) -> Any:
         try:
-            return task(cfg)
+            answer = task(cfg)
+            if not in_sweep() and Path(cfg.paths.output_dir).absolute() != Path(HydraConfig.get().runtime.output_dir):
+                leave_nothing_behind(Path(HydraConfig.get().runtime.output_dir))  # all results are somewhere else
+            return answer
         except (FedGHError, OmegaConfBaseException) as error:  # kept from Hydra, which would print the overrides first
             if in_sweep():
                 raise
