@@ -62,6 +62,7 @@ NEUTRAL = {
     "fedce": {"strength": 0.0},
     "feddisco": {"a": 0.0, "b": 0.0},
     "feddyn": "as alpha goes to 0 the pull vanishes and h does not",
+    "fedetf": "another loss of features at length one, whatever its settings",
     "fedgradnorm": "without weights of its own it is FedRep with uniform weights, see test_fedgradnorm",
     "fedlag": {"num_private": 0},
     "fedlc": {"tau": 0.0},
@@ -203,6 +204,8 @@ def federation_of(make, name, model="normed", aggregator="fedgh", **settings):
         dataset, module = adaptation_of(dataset), adapted(name, dataset.image_shape, module)
     if model == "mlp" and name == "fedbn":
         settings = {"norm": "any", **settings}
+    if name == "fedetf":
+        settings = {"cycles": 1, **settings}  # of its personal phase, whose 20 take a minute
     executor = settings.pop("executor", SequentialExecutor)
     algorithm = settings.pop("algorithm", None)
     if algorithm is None:
