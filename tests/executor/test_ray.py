@@ -390,9 +390,12 @@ def test_a_run_that_is_stopped_leaves_no_process_behind(marked, tmp_path, number
 
 
 @contextmanager
-def two_nodes(marked, tmp_path):
+def two_nodes(marked, tmp_path, monkeypatch):
     """Two Rays on the loopback, a worker each; yield their processes, and the settings of a run on them."""
     pytest.importorskip("ray")
+    (tmp_path / "token").write_text(uuid.uuid4().hex * 2)  # heads ask for one since Ray 2.60
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     address, client_port = f"127.0.0.1:{free_port()}", free_port()
     command = Path(sys.executable).parent / "ray"
     node = [command, "start", "--num-cpus=1", "--block", "--disable-usage-stats", "--object-store-memory=200000000"]
@@ -409,11 +412,11 @@ def two_nodes(marked, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes_and_one_of_them_is_lost(cli, marked, tmp_path):
+def test_two_nodes_and_one_of_them_is_lost(cli, marked, tmp_path, monkeypatch):
     """When one is killed in the middle, the other one trains everybody."""
     ours, theirs, log = tmp_path / "ray", tmp_path / "sequential", tmp_path / "2.log"
     run = [*RUN, "num_rounds=60", "algorithm.local_epochs=200"]
-    with two_nodes(marked, tmp_path) as (_, second, settings):
+    with two_nodes(marked, tmp_path, monkeypatch) as (_, second, settings):
         process = marked.start(
             sys.executable, "-m", "fedgh.cli.train", *run, "executor=ray", *settings, f"hydra.run.dir={ours}"
         )
@@ -428,10 +431,10 @@ def test_two_nodes_and_one_of_them_is_lost(cli, marked, tmp_path):
 
 
 @pytest.mark.slow
-def test_when_the_head_is_lost_the_run_ends_with_the_command_to_go_on(cli, marked, tmp_path):
+def test_when_the_head_is_lost_the_run_ends_with_the_command_to_go_on(cli, marked, tmp_path, monkeypatch):
     run_dir, log = tmp_path / "ray", tmp_path / "2.log"
     run = [*RUN, "num_rounds=100000", "algorithm.local_epochs=20"]
-    with two_nodes(marked, tmp_path) as (first, _, settings):
+    with two_nodes(marked, tmp_path, monkeypatch) as (first, _, settings):
         process = marked.start(
             sys.executable, "-m", "fedgh.cli.train", *run, "executor=ray", *settings, f"hydra.run.dir={run_dir}"
         )

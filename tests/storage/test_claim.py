@@ -196,3 +196,22 @@ def test_a_lock_says_nothing_of_who_held_it_before(tmp_path):
             pass
     assert (tmp_path / ".lock").read_text() == ""
     assert not in_use(tmp_path)
+
+
+def test_the_traces_of_a_refused_run_go_and_anything_else_stays(tmp_path):
+    for name in ("traces", "kept"):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "config.yaml").touch()
+    (tmp_path / "kept" / "mine.txt").touch()
+    for name in ("traces", "kept"):
+        leave_nothing_behind(tmp_path / name)
+    assert not (tmp_path / "traces").exists()
+    assert (tmp_path / "kept" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(("written", "said"), [("", "another process"), ("process 5", "process 5")])
+def test_a_lock_file_of_another_version_is_told_as_it_is(tmp_path, monkeypatch, written, said):
+    (tmp_path / ".lock").write_text(written)
+    monkeypatch.setattr(claims, "try_lock", lambda file: False)
+    with pytest.raises(InUseError, match=f"is in use by {said}; wait"), claim(tmp_path, "wait"):
+        pass
