@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-GROUP = "fedgh.configs"
+from fedgh.core.choices import ENTRY_POINT
 
 
 class InstalledConfigs(SearchPathPlugin):
@@ -21,5 +21,5 @@ class InstalledConfigs(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append a place per package."""
-        for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        for entry in sorted(entry_points(group=ENTRY_POINT), key=lambda entry: entry.name):
             search_path.append(provider=f"fedgh.configs of {entry.name}", path=f"pkg://{entry.value}")

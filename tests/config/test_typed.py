@@ -139,7 +139,7 @@ def test_the_command_says_it_in_one_line_and_leaves_no_results(cli, arguments, t
 def test_keys_of_other_choices():
     assert "fedprox" in choices_with("algorithm.mu")
     assert "fedavg" not in choices_with("algorithm.mu")
-    assert choices_with("server_optimizer.beta1") == ["adagrad", "adam", "yogi"]
+    assert choices_with("server_optimizer.beta1") == ["adagrad", "adam", "lamb", "yogi"]
     assert choices_with("num_rounds") == choices_with("nowhere.key") == []
     assert "logs" not in no_such_key("xyzzyx", "train")
 

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedgh.config import CONFIG_DIR, quieten, transcript
 from fedgh.config.typed import check_typed, explain
 from fedgh.config.where import ready
+from fedgh.core.choices import help_text
 from fedgh.core.errors import ConfigurationError, FedGHError
 from fedgh.storage.claim import leave_nothing_behind
 
@@ -28,6 +29,9 @@ from fedgh.storage.claim import leave_nothing_behind
 def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run a task under Hydra; ends the process with status 2 on a user's error, without a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # hand exceptions on to us instead of printing a traceback
+    if config_name == "train" and {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(help_text())
+        return
     sys.argv[0] = sys.argv[0] or f"fedgh-{config_name}"  # nothing after `python -m` of a module's old name
     # Hydra takes -m before or after all overrides, not between them
     sys.argv[1:] = sorted(ready(sys.argv[1:], config_name), key=lambda argument: argument not in ("-m", "--multirun"))

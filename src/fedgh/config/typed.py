@@ -99,7 +99,7 @@ def no_such_key(key: str, config_name: str) -> str:
             f"{part}.{key}, with {part}={choices[0]}" for part in GROUPS if (choices := choices_with(f"{part}.{key}"))
         ]
     hint = f" (did you mean {' or '.join(hints)}?)" if hints else ""
-    return f"there is no key {key}{hint}; `--help` shows the composed config"
+    return f"there is no key {key}{hint}; `--cfg job` prints every key"
 
 
 def _no_such_choice(group: str, choice: str, options: list[str]) -> str:
