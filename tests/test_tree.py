@@ -166,13 +166,18 @@ def test_every_choice_composes_resolves_and_validates(root_config, group, name):
     config.build_callbacks(cfg)
 
 
-@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "experiment"])
+EXPERIMENTS = CONFIGS / "experiment"
+
+
+@pytest.mark.parametrize(
+    "name", sorted(str(p.relative_to(EXPERIMENTS).with_suffix("")) for p in EXPERIMENTS.rglob("*.yaml"))
+)
 def test_every_experiment_composes_and_validates(root_config, name):
     cfg = config.resolve(root_config(*RUN, f"experiment={name}"))
     config.validate(cfg)
     for part in sorted(PARTS - {"compressor"}):  # none by default
         config.build(cfg[part])
-    first = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    first = (EXPERIMENTS / f"{name}.yaml").read_text()
     assert first.startswith("# @package _global_")
     assert "fedgh-train" in first, "an experiment is headed by its command"
 
