@@ -288,7 +288,7 @@ def test_a_rule_is_named_as_it_was_chosen_with_its_own_settings(monkeypatch):
     typed = ["recording=x", "aggregator=sharp", "aggregator.power=2", "aggregator._target_=theirs.rules.blunt.Blunt"]
     hydra = SimpleNamespace(
         runtime=SimpleNamespace(choices={"aggregator": "sharp"}),
-        overrides=SimpleNamespace(task=[*typed, "trainer=cpu"]),
+        overrides=SimpleNamespace(task=OmegaConf.create([*typed, "trainer=cpu"])),
     )
     monkeypatch.setattr(replay.HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(replay.HydraConfig, "get", lambda: hydra)
