@@ -475,6 +475,24 @@ def wandb_records(run_dir, run_id, kind="metric"):
                 yield record
 
 
+@pytest.mark.parametrize("part", ["introduce", "Recorder"])
+def test_an_error_before_the_first_round_closes_the_wandb_run_as_failed(cli, monkeypatch, part):
+    import wandb
+
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "provenance.json")
+
+    monkeypatch.setattr(f"fedgh.cli.train.{part}", full)
+    answer = cli(*TINY, "num_rounds=1", "callback=none", "logger.mode=offline")
+    assert answer.code == 2
+    assert "No space left on device" in answer.err
+    assert wandb.run is None, "the next run of this process would be mistaken for it"
+    (file,) = answer.run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    wandb.teardown()
+    (record,) = wandb_records(answer.run_dir, file.stem.removeprefix("run-"), "exit")
+    assert record.exit.exit_code == 1
+
+
 def test_a_sweep_gives_each_job_its_directory_and_its_run_in_one_group(cli):
     import wandb
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from fedgh.storage.provenance import check_writable, provenance
 from fedgh.sweep import multirun as sweep
 from fedgh.sweep import search
 from fedgh.sweep.job import ELSEWHERE, run_job, run_once
-from fedgh.tracking.recorder import Recorder, read_csv
+from fedgh.tracking.recorder import Recorder, close_loggers, read_csv
 
 log = logging.getLogger(__name__)
 
@@ -183,21 +183,25 @@ def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | N
     for callback in callbacks:
         if isinstance(callback, Preparing):
             callback.prepare(federation, schedule, stamp.server)
-    federation.executor.open()
-    loggers = config.build_loggers(cfg, run_dir, stamp.wandb_id, name, group)
 
     def save(server: ServerState) -> Path:
         recorded = recorder.keep(server.round_index) if server.round_index else ()
         now = replace(stamp, server=server, callbacks=memories(callbacks), recorded=recorded)
         return checkpoints.save(now, folder, cfg.checkpoint.keep)
 
-    if not resumed:
-        save(stamp.server)  # first of all: whatever is in the directory from here on can be gone on with
-    introduce(cfg, federation, run_dir)
-    recorder = Recorder(run_dir, loggers, first_round=stamp.server.round_index + 1, kept=stamp.recorded)
-    figure = picture.partition_figure(federation.partition.class_counts)
-    picture.save_png(figure, run_dir / "partition.png")
-    recorder.picture("partition", figure)
+    with ExitStack() as opened:  # closed should anything fail before training
+        opened.callback(federation.executor.close)
+        federation.executor.open()
+        loggers = config.build_loggers(cfg, run_dir, stamp.wandb_id, name, group)
+        opened.callback(close_loggers, loggers, "failed")
+        if not resumed:
+            save(stamp.server)  # first of all: whatever is in the directory from here on can be gone on with
+        introduce(cfg, federation, run_dir)
+        recorder = Recorder(run_dir, loggers, first_round=stamp.server.round_index + 1, kept=stamp.recorded)
+        figure = picture.partition_figure(federation.partition.class_counts)
+        picture.save_png(figure, run_dir / "partition.png")
+        recorder.picture("partition", figure)
+        opened.pop_all()
 
     again, status, summary = resume_command(run_dir, *again_words(cfg)), "failed", dict[str, float]()
     try:

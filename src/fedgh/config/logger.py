@@ -32,7 +32,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path, wandb_id: str, name: str, grou
         group: Group of the run where the config leaves it open.
     """
     loggers = []
-    for key, node in cfg.logger.items():
+    for key, node in sorted(cfg.logger.items(), key=lambda item: item[0] == "wandb"):  # last: it is open at once
         if not isinstance(node, DictConfig):
             continue
         if key == "wandb":

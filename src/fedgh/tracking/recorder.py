@@ -147,17 +147,22 @@ class Recorder:
 
         What W&B has not taken stays in its offline file, and the command that sends it is told.
         """
-        for logger in self.loggers:
-            try:
-                logger.finalize(status)
-                if isinstance(logger, WandbLogger):
-                    finish_run(logger.experiment, 0 if status == "success" else 1, summary or {})
-            except Exception as error:  # as in record
-                log.warning("%s was not closed: %s", type(logger).__name__, error)
+        close_loggers(self.loggers, status, summary)
         try:
             second_copy.sync_tables(self.run_dir)
         except OSError as error:
             log.warning("the tables in %s may not be on the disk yet: %s", self.run_dir, cause_of(error))
+
+
+def close_loggers(loggers: Sequence[Logger], status: str, summary: Mapping[str, float] | None = None) -> None:
+    """Finish loggers, see :meth:`Recorder.close`; one that fails is reported."""
+    for logger in loggers:
+        try:
+            logger.finalize(status)
+            if isinstance(logger, WandbLogger):
+                finish_run(logger.experiment, 0 if status == "success" else 1, summary or {})
+        except Exception as error:  # as in Recorder.record
+            log.warning("%s was not closed: %s", type(logger).__name__, error)
 
 
 def _numbers(row: Row) -> dict[str, float]:
