@@ -223,7 +223,7 @@ def test_a_worker_brings_what_it_is_sent_to_its_device(make, algorithm):
     with Accelerator():
         worker = Worker.__new__(Worker)
         worker.executor = moved(federation, "sequential").executor
-        for_all = (server.round_index, server.models, {})
+        for_all = (server.round_index, server.models, {}, None)
         errands = [errand_of(client) for client in executor.views([1, 3], server)]
         updates, results, _ = worker.train(for_all, errands)
         assert isinstance(updates, Raw)
