@@ -32,7 +32,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check src tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell src tests configs README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/codespell src tests configs docs README.md CONTRIBUTING.md CHANGELOG.md
 
 docs: .venv/installed
 	$(BIN)/mkdocs build --quiet

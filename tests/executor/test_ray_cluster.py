@@ -121,13 +121,13 @@ def test_a_head_that_is_gone_is_noticed_after_a_while(fake, monkeypatch, caplog)
 
 
 def test_the_documents_name_the_token():
-    """In the yaml of the executor and of the launcher, and in the README."""
+    """In the yaml of the executor and of the launcher, and on the page of clusters."""
     from pathlib import Path
 
     from fedgh import config
 
     configs = Path(config.CONFIG_DIR)
-    for path in ("executor/ray.yaml", "hydra/launcher/ray.yaml", "../README.md"):
+    for path in ("executor/ray.yaml", "hydra/launcher/ray.yaml", "../docs/clusters.md"):
         assert "RAY_AUTH_MODE=token" in (configs / path).read_text()
 
 

@@ -45,7 +45,7 @@ class Choice:
 
     Attributes:
         group: Its folder, such as ``algorithm``.
-        name: Its stem, which is what one types.
+        name: What one types: its path in that folder, without the ending.
         summary: One line on what it is; empty if neither the yaml nor a docstring says it.
         purpose: One of ``PURPOSES``, or whatever else its yaml says; empty if it says nothing.
     """
@@ -70,7 +70,8 @@ def groups() -> dict[str, str]:
     said = {"lr_schedule": "how a learning rate changes over the rounds"}
     said |= dict(re.findall(r"^  - (\w+): \w+ *# (.*)$", text, re.MULTILINE))
     names = {path.parent.relative_to(root).as_posix() for root in folders() for path in root.rglob("*.yaml")}
-    return {name: said.get(name, NESTED.get(name, "")) for name in sorted(names - {".", *HIDDEN})}
+    names = {name if name.startswith("hydra/") else name.partition("/")[0] for name in names}
+    return {name: said.get(name, NESTED.get(name, "")) for name in sorted(names - {".", "", *HIDDEN})}
 
 
 def choices(group: str) -> list[Choice]:
@@ -82,8 +83,12 @@ def choices(group: str) -> list[Choice]:
     names = groups()
     if group not in names:
         raise ConfigurationError(f"there is no group {group}{did_you_mean(group, names)}; groups: {', '.join(names)}")
-    paths = {path.stem: path for root in reversed(folders()) for path in (root / group).glob("*.yaml")}
-    return [_read(group, paths[name]) for name in sorted(paths)]
+    paths = {
+        path.relative_to(root / group).with_suffix("").as_posix(): path  # experiment=leaderboard/sampled is one, too
+        for root in reversed(folders())
+        for path in (root / group).glob("*.yaml" if group.startswith("hydra/") else "**/*.yaml")
+    }
+    return [_read(group, name, paths[name]) for name in sorted(paths)]
 
 
 def by_purpose(found: Iterable[Choice]) -> dict[str, list[Choice]]:
@@ -131,13 +136,13 @@ def _indented(text: str) -> str:
     return "".join(f"  {line}" if line.strip() else line for line in text.splitlines(keepends=True))
 
 
-def _read(group: str, path: Path) -> Choice:
+def _read(group: str, name: str, path: Path) -> Choice:
     text = path.read_text(encoding="utf-8")
     purpose = re.search(r"^# purpose: (.+)$", text, re.MULTILINE)
     target = re.search(r"^_target_: (\S+)", text, re.MULTILINE)
     parts = target[1].split(".")[:-1] if target else []
     summary = _first_docstring(parts) if parts and parts[-1] == path.stem else ""  # a module of the same name
-    return Choice(group, path.stem, summary or _first_comment(text), purpose[1].strip() if purpose else "")
+    return Choice(group, name, summary or _first_comment(text), purpose[1].strip() if purpose else "")
 
 
 def _first_comment(text: str) -> str:
