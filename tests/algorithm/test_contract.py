@@ -44,8 +44,9 @@ NEUTRAL = {
     "afl": {"gamma": 0.0},
     "apfl": {},  # the personal model never touches the global one
     "ccvr": {},  # its phase comes after training
-    **dict.fromkeys(("cdan", "dann", "mcd"), "with trade_off=0 it is FedAvg on the source, see test_dann"),
+    "cdan": {"trade_off": 0.0},
     "cfl": {"eps1": 0.0},
+    "dann": {"trade_off": 0.0},
     "ditto": {},  # the personal model never touches the global one
     "ecgr": {"beta": 1.0},
     "fa_ld": {"temperature": 0.0, "optimizer": MOMENTUM},
@@ -63,12 +64,12 @@ NEUTRAL = {
     "feddisco": {"a": 0.0, "b": 0.0},
     "feddyn": "as alpha goes to 0 the pull vanishes and h does not",
     "fedetf": "another loss of features at length one, whatever its settings",
-    "fedgradnorm": "without weights of its own it is FedRep with uniform weights, see test_fedgradnorm",
+    "fedgradnorm": {"own_parameters": [], "body_epochs": 2, "weight_lr": 0.0, "weights": "uniform"},
     "fedlag": {"num_private": 0},
     "fedlc": {"tau": 0.0},
     "fedlesam": {"rho": 0.0},
     "fedmoswa": "has no strength of its correction; its first round is FedSWA's, see test_fedmoswa",
-    "fednova": "its weights divide and multiply by the number of steps, which rounds",
+    "fednova": {"batch_size": 16},  # equally many steps for everybody
     "fedntd": {"beta": 0.0},
     "fedpac": "heads are always the clients' own",
     "fedper": {"own_parameters": []},
@@ -83,19 +84,24 @@ NEUTRAL = {
     "knn_per": {},  # neighbours come in when it is evaluated
     "lg_fedavg": {"shared_parameters": ["*"]},  # on a network without running statistics
     "local": "nothing is exchanged",
+    "mcd": "trains a second head on the same features, whatever its trade_off",
     "moon": {"mu": 0.0},
-    "per_fedavg": "a step sees a part of the batch only",
+    "per_fedavg": {"alpha": 0.0, "batch_size": 2},  # a batch too small to be cut
     "pfedme": "with one inner step from w it is SGD at another rate, which rounds",
     "qfedavg": {"q": 0.0},
     "sam": {"rho": 0.0},
     "scaffold": "has no strength; its first round is FedAvg's, see test_scaffold",
 }
-"""Settings that make a method FedAvg to the bit, or why there are none."""
+"""Settings that make a method FedAvg to the bit, or why there are none. FedAvg is given ``OF_FEDAVG`` among them."""
+
+OF_FEDAVG = ("batch_size", "weights")
+"""Settings that FedAvg has, too, and that change what it does."""
 
 ALONE = {
     "fedper": {"own_parameters": ["*"]},
     "fedproto": {"lam": 0.0, "predict": "head"},
     "fedrep": {"own_parameters": ["*"], "body_epochs": 0},
+    "lg_fedavg": {"shared_parameters": []},
     "local": {},
 }
 """Settings with which every client trains alone."""
@@ -194,14 +200,15 @@ def adapted(name, shape, network):
         return Adapted(shape, 3, body=lambda **_: network, **settings)
 
 
-def federation_of(make, name, model="normed", aggregator="fedgh", **settings):
-    """Return six unequal clients, three of whom take part in a round."""
+def federation_of(make, name, model="normed", aggregator="fedgh", like=None, **settings):
+    """Return six unequal clients, three of whom take part in a round, with the data and network that ``like`` needs."""
+    like = like or name
     dataset = settings.pop("dataset", None) or make.dataset(num_train=37)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         module = Normed(make.normed()) if model == "normed" else MLP(dataset.image_shape, 3, hidden=[5])
-    if name in ALIGNING:
-        dataset, module = adaptation_of(dataset), adapted(name, dataset.image_shape, module)
+    if like in ALIGNING:
+        dataset, module = adaptation_of(dataset), adapted(like, dataset.image_shape, module)
     if model == "mlp" and name == "fedbn":
         settings = {"norm": "any", **settings}
     if name == "fedetf":
@@ -397,7 +404,11 @@ def test_many_clients_at_once(make, name, model, double):
 def test_neutral_settings_are_fedavg_to_the_bit(make, name):
     model = "mlp" if name in ("fedbn", "lg_fedavg") else "normed"
     settings = neutral(name)
-    *_, plain = three_rounds(make, "fedavg", model)
+    of_fedavg = {key: settings[key] for key in OF_FEDAVG if key in settings}
+    if of_fedavg or name in ALIGNING:
+        plain = play(federation_of(make, "fedavg", model, like=name, **of_fedavg), 3)
+    else:
+        *_, plain = three_rounds(make, "fedavg", model)
     ours = play(federation_of(make, name, model, **settings), 3)
     for wanted, found in zip(plain, ours, strict=True):
         assert different(wanted.server.models, found.server.models) == []

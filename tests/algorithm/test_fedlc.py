@@ -11,9 +11,9 @@ from fedgh.federation.round import first_state
 from tests.algorithm.stand_in import StandIn, client_of, state_of
 
 
-def loss_of(make, counts, logits=(0.0, 0.0, 0.0), targets=(0,), tau=1.0):
+def loss_of(make, counts, logits=(0.0, 0.0, 0.0), targets=(0,), tau=1.0, absent_count=0.0):
     """Return loss and gradient at logits that are the parameters."""
-    algorithm = make.algorithm(FedLC, tau=tau)
+    algorithm = make.algorithm(FedLC, tau=tau, absent_count=absent_count)
     state = algorithm.prepare(client_of(state_of(list(logits)), label_counts=torch.tensor(counts))).state
     params = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     forward = StandIn(lambda params, inputs: (params.expand(len(inputs), -1), params))
@@ -46,12 +46,20 @@ def test_a_class_that_a_client_has_none_of_gets_no_gradient(make):
     assert loss_of(make, [5, 0, 0], [0.0, 9.0, 3.0]) == (0.0, [0.0, 0.0, 0.0])
 
 
+def test_it_may_count_as_a_part_of_an_example(make):
+    """n = (1, 1/16, 1): logits (-1, -2, -1); y = 0: 1 + log(2 e^-1 + e^-2). Who has the class counts as before."""
+    loss, gradient = loss_of(make, [1, 0, 1], absent_count=1 / 16)
+    assert loss == pytest.approx(math.log(2 + math.exp(-1)))
+    assert gradient[1] == pytest.approx(math.exp(-1) / (2 + math.exp(-1)))
+    assert loss_of(make, [1, 16, 81], absent_count=1.0) == loss_of(make, [1, 16, 81])
+
+
 def test_rows_that_fill_up_a_batch_do_not_count(make):
     assert loss_of(make, [1, 0, 4]) == loss_of(make, [1, 0, 4], targets=(0, -100))
 
 
 def test_counts_are_the_clients_own(make):
-    federation = make.federation(algorithm=make.algorithm(FedLC, tau=1.0), num_clients=3)
+    federation = make.federation(algorithm=make.algorithm(FedLC, tau=1.0, absent_count=0.0), num_clients=3)
     for view in federation.executor.views(range(3), first_state(federation)):
         rows = federation.partition.client_indices[view.client_id]
         counts = torch.bincount(federation.dataset.train_targets[rows], minlength=federation.dataset.num_classes)
@@ -60,4 +68,6 @@ def test_counts_are_the_clients_own(make):
 
 def test_bad_settings_are_refused(make):
     with pytest.raises(ConfigurationError, match=r"algorithm.tau must be 0 \(FedAvg\) or more"):
-        make.algorithm(FedLC, tau=-1.0)
+        make.algorithm(FedLC, tau=-1.0, absent_count=0.0)
+    with pytest.raises(ConfigurationError, match=r"algorithm.absent_count must be from 0 .* to 1, got 2.0"):
+        make.algorithm(FedLC, tau=1.0, absent_count=2.0)

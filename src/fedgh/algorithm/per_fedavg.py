@@ -22,7 +22,8 @@ class PerFedAvg(Algorithm):
     ``order: first`` (FO) leaves that out; ``order: hessian`` (HF) steps along
     ``g - alpha (grad f(w + delta g; D'') - grad f(w - delta g; D'')) / (2 delta)``. A batch is cut into D and D', or D,
     D' and D'', so that a step sees a half or a third of it each time; one too small to be cut serves for all of them.
-    With ``alpha: 0`` it is SGD on D'. The outer step, beta, is the local optimizer's.
+    With ``alpha: 0`` it is SGD on D', and so FedAvg to the bit where batches are too small to be cut. The outer step,
+    beta, is the local optimizer's.
 
     A client's own model is the current global one after one plain step of size alpha on one batch of its training
     examples, or so many epochs of ``evaluation.fine_tune_epochs``: ``fine_tuned/test/...``. Nothing is kept.
@@ -66,9 +67,9 @@ class PerFedAvg(Algorithm):
             return forward.gradients(loss, point)[0]
 
         inner, outer, *third = _cut(batch, parts, forward.blocks)
-        adapted = w - self.alpha * gradient_at(w, inner)
+        adapted = w - self.alpha * gradient_at(w, inner) if self.alpha > 0 else w
         gradient, loss = forward.gradients(lambda p: self.local_loss(outer, forward, p, global_params, state), adapted)
-        if third:
+        if third and self.alpha > 0:
             ahead, behind = (gradient_at(w + sign * self.delta * gradient, third[0]) for sign in (1, -1))
             gradient = gradient - self.alpha * (ahead - behind) / (2 * self.delta)
         return gradient, loss, state
