@@ -10,8 +10,9 @@ from fedgh.core.errors import ConfigurationError
 from fedgh.federation.round import first_state, run_round
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+ADAPTING = ("cdan", "dann", "mcd")  # need data of their own, see test_contract
 ALGORITHMS, AGGREGATORS, SERVER_OPTIMIZERS = (
-    sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    sorted(path.stem for path in (CONFIGS / group).glob("*.yaml") if path.stem not in ADAPTING)
     for group in ("algorithm", "aggregator", "server_optimizer")
 )
 UNEVEN = torch.repeat_interleave(torch.arange(6), torch.tensor([5, 7, 9, 10, 13, 16])).numpy()
@@ -48,8 +49,8 @@ def pairs():
 
 @pytest.mark.parametrize(("algorithm", "aggregator"), list(pairs()))
 def test_every_pair_survives_two_rounds(make, algorithm, aggregator):
-    if algorithm == "ifca" and make.rule(aggregator).min_clients > 1:
-        with pytest.raises(ConfigurationError, match=r"Krum needs at least 5 clients, and IFCA forms groups"):
+    if algorithm in ("ifca", "cfl") and make.rule(aggregator).min_clients > 1:
+        with pytest.raises(ConfigurationError, match=r"Krum needs at least 5 clients, and .* forms groups"):
             two_rounds(make, algorithm=algorithm, aggregator=aggregator)
         return
     start, server, outcome = two_rounds(make, algorithm=algorithm, aggregator=aggregator)
@@ -69,7 +70,7 @@ def test_every_server_optimizer_survives_two_rounds(make, server_optimizer):
     assert not torch.equal(server.params, start.params)
 
 
-@pytest.mark.parametrize(("algorithm", "fraction"), list(itertools.product(ALGORITHMS, (1.0, 0.5))))
+@pytest.mark.parametrize(("algorithm", "fraction"), [(name, j % 2 / 2 or 1.0) for j, name in enumerate(ALGORITHMS)])
 def test_same_seed_same_bits_other_seed_other_bits(make, algorithm, fraction):
     settings = {"algorithm": algorithm, "fraction": fraction}
     first, again, other = (two_rounds(make, seed=s, **settings)[1] for s in (1, 1, 2))
