@@ -8,6 +8,7 @@ import pytest
 
 from fedgh.core.errors import ConfigurationError, LostError
 from fedgh.executor import ray_cluster
+from fedgh.executor.ray import RayExecutor
 
 
 @pytest.mark.parametrize("address", [None, "auto", "local", "127.0.0.1:6379", "head:1", "ray://head:10001", "[::1]:80"])
@@ -118,6 +119,55 @@ def test_a_head_that_is_gone_is_noticed_after_a_while(fake, monkeypatch, caplog)
     assert caplog.text.count(f"the head of Ray at {address} does not answer") == 2
     with pytest.raises(LostError, match=rf"the head of Ray at {address} does not answer any more .*, so the run can"):
         ray_cluster.check_head("the run")
+
+
+def test_who_needs_the_head_waits_until_it_answers_again_or_is_gone(fake, monkeypatch):
+    """Hand-wound clock: three seconds a sleep."""
+    _ray, address, server = fake
+    monkeypatch.setattr(ray_cluster, "head_is_gone", False)
+    now, back = [100.0], []
+
+    def sleep(seconds):
+        now[0] += seconds
+        if len(back) < 1:
+            back.append(socket.create_server(("127.0.0.1", int(address.partition(":")[2]))))
+
+    monkeypatch.setattr(ray_cluster, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    ray_cluster.await_head("the run")
+    assert now == [100.0], "it answers: nobody sleeps"
+    server.close()
+    ray_cluster.await_head("the run")
+    assert now == [103.0]
+    back[0].close()
+    with pytest.raises(LostError, match="so the run cannot go on"):
+        ray_cluster.await_head("the run")
+    assert now == [112.0]
+    assert ray_cluster.head_is_gone
+
+
+def lost(doing):
+    raise LostError(doing)
+
+
+def test_no_worker_is_replaced_without_a_head(monkeypatch):
+    """Ray would hang in it for a minute, and then end the process without a word."""
+    monkeypatch.setattr(ray_cluster, "check_head", lost)
+    ours = SimpleNamespace(_ray=SimpleNamespace(kill=lambda actor: pytest.fail("Ray was asked")))
+    with pytest.raises(LostError):
+        RayExecutor._replace(ours, SimpleNamespace(actor=None), RuntimeError("died"))
+
+
+def test_the_head_is_asked_for_now_and_then_while_workers_train_on_without_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ray_cluster, "check_head", asked.append)
+    ours = SimpleNamespace(_ray=SimpleNamespace(wait=lambda tasks, timeout: (tasks, [])), _ask_head_at=0.0, _slots=[])
+    for _ in range(3):
+        assert RayExecutor._wait(ours, ["task"]) == ["task"]
+    assert asked == ["the run"], "not at every task"
+    ours._ask_head_at = 0.0
+    monkeypatch.setattr(ray_cluster, "check_head", lost)
+    with pytest.raises(LostError):
+        RayExecutor._wait(ours, ["task"])
 
 
 def test_the_documents_name_the_token():

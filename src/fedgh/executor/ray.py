@@ -110,7 +110,7 @@ class RayExecutor(Executor):
         self._slots: list[_Slot] = []
         self._session: ray_cluster.Session | None = None
         self._setup: Any = None
-        self._seconds_per_step = 0.0
+        self._seconds_per_step = self._ask_head_at = 0.0
 
     def open(self) -> None:
         """Connect to Ray and start the workers.
@@ -220,9 +220,11 @@ class RayExecutor(Executor):
         deadline, ended = time.monotonic() + PATIENCE, list[Any]()
         while not ended and time.monotonic() < deadline:
             ended = self._ray.wait(tasks, timeout=ray_cluster.PATIENCE)[0]
-            if not ended:
+            if not ended or time.monotonic() > self._ask_head_at:  # workers train on without a head, for a minute
                 ray_cluster.check_head("the run")
+                self._ask_head_at = time.monotonic() + ray_cluster.PATIENCE
         if not ended and not any(slot.rows for slot in self._slots):
+            ray_cluster.await_head("the run")
             log.warning(
                 "no worker of Ray has been placed yet: %s each; Ray has %s", self._describe(), ray_cluster.size()
             )
@@ -248,6 +250,7 @@ class RayExecutor(Executor):
         return _Slot(actor, actor.ready.remote())
 
     def _replace(self, slot: _Slot, error: Exception) -> None:
+        ray_cluster.await_head("the run")  # with which its workers went
         log.warning("a worker of Ray is lost and replaced: %s", _first_line(error))
         self._ray.kill(slot.actor)
         self._slots[self._slots.index(slot)] = self._start()

@@ -131,11 +131,29 @@ def host_and_port(address: str) -> tuple[str, int]:
     return bare, int(port)
 
 
-def check_head(doing: str) -> None:
+def await_head(doing: str) -> None:
+    """Wait for the cluster's head to answer; to be done before calls of Ray that hang where it does not.
+
+    Those are what starts or ends an actor, or asks what the machines have.
+
+    Args:
+        doing: What cannot go on, for the message.
+
+    Raises:
+        LostError: See :func:`check_head`.
+    """
+    while not check_head(doing):
+        time.sleep(HEAD_PATIENCE / 3)
+
+
+def check_head(doing: str) -> bool:
     """Notice that the cluster's head is gone, before Ray ends this process without a word, a minute after.
 
     Args:
         doing: What cannot go on, for the message.
+
+    Returns:
+        Whether it answers.
 
     Raises:
         LostError: If it has not answered for a while.
@@ -145,13 +163,13 @@ def check_head(doing: str) -> None:
     try:
         socket.create_connection(host_and_port(head), timeout=PATIENCE).close()
         _silent_since = None
-        return
+        return True
     except OSError as error:
         now = time.monotonic()
         _silent_since = _silent_since or now
         if now - _silent_since < HEAD_PATIENCE:
             log.warning("the head of Ray at %s does not answer (%s)", head, error)
-            return
+            return False
         _silent_since, head_is_gone = None, True
         raise LostError(
             f"the head of Ray at {head} does not answer any more ({error}), so {doing} cannot go on; what is finished "
