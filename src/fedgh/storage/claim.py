@@ -31,7 +31,7 @@ _BEFORE_A_RUN = {
     LOCK,
     ".hydra",
     ".hydra_resumed",
-    *(f"{task}.log" for task in ("train", "evaluate", "replay", "report", "dashboard", "encode")),
+    *(f"{task}.log" for task in ("train", "evaluate", "replay", "report", "dashboard", "encode", "leaderboard")),
 }
 """What there may be before a task has written anything of its own."""
 
