@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgh.core.errors import ConfigurationError
+from fedgh.core.errors import ConfigurationError, DataError
 from fedgh.dataset import (
     cinic10,
     digits_domains,
@@ -19,6 +19,7 @@ from fedgh.dataset import (
     usps,
 )
 from fedgh.dataset.rotated_mnist import rotated
+from fedgh.task.base import PADDING
 from tests.dataset.fixtures import pixels, png, write_parquet_set, write_shard
 
 
@@ -153,13 +154,41 @@ def test_writers_and_plain_sets(tmp_path):
     assert [module.load(plain, 1.0, None).name for module in (usps, cinic10)] == ["usps", "cinic10"]
 
 
-def test_faces_have_several_tasks(tmp_path):
+def faces(folder, lists, **settings):
     for split in ("train", "test"):
-        images = [png(image) for image in pixels(4, 8, 8, 3)]
-        path = tmp_path / f"{split}-00000-of-00001.parquet"
-        write_shard(path, images, [0, 1, 0, 1], label_column="smile", head_pose=[2, 0, 1, 2])
-    dataset = mtfl.load(tmp_path, ["smile", "head_pose"], None, 1.0, None)
-    assert dataset.train_targets.tolist() == [[0, 2], [1, 0], [0, 1], [1, 2]]
+        images = [png(image) for image in pixels(8, 8, 8, 3)]
+        path = folder / f"{split}-00000-of-00001.parquet"
+        write_shard(path, images, [0, 1] * 4, label_column="smile", head_pose=[2, 0, 1, 2] * 2, landmarks=lists)
+    return mtfl.load(folder, ["smile", "head_pose"], None, 1.0, None, **settings)
+
+
+def test_faces_have_several_tasks(tmp_path):
+    points = [[row / 10, 0.5, 0.25, 0.75] for row in range(8)]
+    dataset = faces(tmp_path, points)
+    assert dataset.train_targets[:4].tolist() == [[0, 2], [1, 0], [0, 1], [1, 2]]
     assert dataset.task.widths == [2, 3]
     with pytest.raises(ConfigurationError, match=r"dataset.tasks must name two columns at least, each once, got"):
         mtfl.load(tmp_path, ["smile"], None, 1.0, None)
+    whole = faces(tmp_path, points, points="landmarks")
+    assert whole.task.widths == [2, 3, 4]
+    torch.testing.assert_close(whole.train_targets[3], torch.tensor([1.0, 2, 0.3, 0.5, 0.25, 0.75]))
+
+
+def test_faces_with_a_task_a_client(tmp_path):
+    points = [[row / 10, 0.5, 0.25, 0.75] for row in range(8)]
+    dealt = faces(tmp_path, points, points="landmarks", clients_per_task=1, task_shares=[1, 1, 2])
+    assert torch.bincount(dealt.client_ids).tolist() == [2, 2, 4]
+    own = dealt.train_targets[dealt.client_ids == 2]
+    assert (own[:, :2] == PADDING).all()
+    assert sorted(own[:, 2].tolist()) == pytest.approx((torch.nonzero(dealt.client_ids == 2)[:, 0] / 10).tolist())
+    assert (dealt.train_targets[dealt.client_ids == 1][:, 2:] == PADDING).all()
+    assert set(dealt.train_strata[dealt.client_ids == 2].tolist()) == {5}
+
+
+def test_mistakes_with_points(tmp_path):
+    with pytest.raises(DataError, match=r"has lists of \[3, 4\] numbers, expected one even length"):
+        faces(tmp_path, [[0.1] * 4] * 7 + [[0.1] * 3], points="landmarks")
+    with pytest.raises(DataError, match=r"'smile' holds int64, expected lists of numbers; type dataset.points="):
+        mtfl.load(tmp_path, ["smile", "head_pose"], None, 1.0, None, points="smile")
+    with pytest.raises(ConfigurationError, match=r"dataset.augmentation moves pictures and not their points"):
+        mtfl.load(tmp_path, ["smile", "head_pose"], None, 1.0, lambda images, seed: images, points="landmarks")

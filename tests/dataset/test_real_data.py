@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedgh.dataset import (
     cifar10,
@@ -85,3 +86,12 @@ def test_texts():
 def test_faces():
     faces = mtfl.load(folder("mtfl"), ["smile", "gender", "glasses", "head_pose"], None, 1.0, None)
     assert (faces.task.widths, len(faces.train_targets), len(faces.test_targets)) == ([2, 2, 2, 5], 10_000, 2995)
+
+
+def test_faces_whole():
+    tasks = ["smile", "gender", "glasses", "head_pose"]
+    faces = mtfl.load(folder("mtfl"), tasks, None, 1.0, None, points="landmarks", clients_per_task=1)
+    assert faces.task.widths == [2, 2, 2, 5, 10]
+    assert torch.bincount(faces.client_ids).tolist() == [2000] * 5
+    points = faces.train_targets[faces.client_ids == 4][:, 4:].unflatten(1, (2, 5))
+    assert (points[:, 0, 0] < points[:, 0, 1]).float().mean() > 0.99  # the left eye is left of the right one

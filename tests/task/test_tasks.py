@@ -15,6 +15,13 @@ from fedgh.task.next_token import NextToken
 from fedgh.task.regression import Regression
 
 TWO = MultiTask({"digit": ("0", "1", "2"), "large": ("no", "yes")})
+FACE = MultiTask({"smile": ("no", "yes")}, points={"landmarks": 3})
+
+
+def face_targets(draw):
+    return torch.cat([torch.tensor([[0.0], [1], [1], [0], [1]]), torch.rand(5, 6, generator=draw)], dim=1)
+
+
 NUMBERS = Regression(variance=4.0, edges=(-1.0, 1.0), outputs=2)
 LETTERS = NextToken(tuple("abcd"))
 
@@ -23,6 +30,7 @@ def cases():
     draw = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 2, (5, 2), generator=draw)
     yield "classification", Classification(tuple("abc")), torch.randn(5, 3, generator=draw), labels[:, 0]
+    yield "points", FACE, torch.randn(5, 8, generator=draw), face_targets(draw)
     yield "multi_task", TWO, torch.randn(5, 5, generator=draw), labels
     yield "regression", NUMBERS, torch.randn(5, 2, generator=draw), torch.randn(5, 2, generator=draw)
     yield "one_number", Regression(1.0, (), 1), torch.randn(5, 1, generator=draw), torch.randn(5, generator=draw)

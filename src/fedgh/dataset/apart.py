@@ -40,9 +40,9 @@ def deal_tasks(dataset: ImageDataset, clients_per_task: int, shares: Sequence[fl
             f"dataset.task_shares must hold {num_clients} positive numbers, one per client ({task.num_targets} tasks, "
             f"{clients_per_task} clients each), got {given}"
         )
-    train, train_targets = _dealt(dataset.train_targets, given, task.num_targets, "train")
-    test, test_targets = _dealt(dataset.test_targets, [1.0] * num_clients, task.num_targets, "test")
-    apart = MultiTask(task.class_names, apart=True)
+    train, train_targets = _dealt(dataset.train_targets, given, task.columns, "train")
+    test, test_targets = _dealt(dataset.test_targets, [1.0] * num_clients, task.columns, "test")
+    apart = replace(task, apart=True)
     return replace(
         dataset,
         name=f"{dataset.name}, tasks apart",
@@ -56,13 +56,21 @@ def deal_tasks(dataset: ImageDataset, clients_per_task: int, shares: Sequence[fl
 
 
 def _dealt(
-    targets: torch.Tensor, shares: Sequence[float], num_tasks: int, split: str
+    targets: torch.Tensor, shares: Sequence[float], columns: Sequence[int], split: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the client of each example, ``(N,)``, and the targets with one label left each, ``(N, tasks)``."""
+    """Return the client of each example, ``(N,)``, and the targets with those of one task left each.
+
+    Args:
+        targets: ``(N, columns)``.
+        shares: Of the examples, per client.
+        columns: Numbers of columns of the tasks.
+        split: Its name.
+    """
     ends = np.round(np.cumsum(shares) / np.sum(shares) * len(targets)).astype(int)
     order = numpy_generator(0, f"tasks_{split}").permutation(len(targets))
     owners = np.empty(len(targets), dtype=np.int64)
     owners[order] = np.searchsorted(ends, np.arange(len(targets)), side="right")
     clients = torch.from_numpy(owners)
-    mine = torch.arange(num_tasks) == (clients % num_tasks)[:, None]
+    tasks = torch.arange(len(columns)).repeat_interleave(torch.tensor(columns))
+    mine = tasks == (clients % len(columns))[:, None]
     return clients, torch.where(mine, targets, torch.full_like(targets, PADDING))

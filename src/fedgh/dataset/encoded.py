@@ -67,6 +67,8 @@ def load(
                 f"dataset=encoded needs images with labels, and dataset {whole.name} has none; type for instance "
                 "dataset@dataset.images=cifar10"
             )
+        if isinstance(whole.task, MultiTask) and whole.task.points:
+            raise ConfigurationError("dataset=encoded keeps labels and no points; type dataset.images.points=null")
         _keep(path, whole, opened(whole.train_images), opened(whole.test_images), opened.hash)
     whole = _read(path)
     if standardize:

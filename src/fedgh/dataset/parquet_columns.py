@@ -20,7 +20,8 @@ class Columns:
     """Columns of one split.
 
     Attributes:
-        values: By name, one entry per row: ``str`` (text), ``float`` (number), ``int`` (label), ``str`` (id).
+        values: By name, one entry per row: ``str`` (text), ``float`` (number), ``int`` (label), a list
+            (points), ``str`` (id).
         class_names: Of label columns whose metadata name them.
     """
 
@@ -37,7 +38,8 @@ def read_columns(root: str | Path, test_split: str | None, kinds: Mapping[str, s
     Args:
         root: Folder which directly holds ``train-*.parquet`` and the test files.
         test_split: Prefix of the test files; ``None`` for ``test``, else ``valid``, else ``validation``.
-        kinds: What each column is, by name: ``text``, ``number``, ``label`` (whole numbers) or ``id`` (anything).
+        kinds: What each column is, by name: ``text``, ``number``, ``label`` (whole numbers), ``points`` (lists of
+            numbers) or ``id`` (anything).
 
     Raises:
         DataError: If the folder, a shard or a column is missing, of another type, or null somewhere.
@@ -132,10 +134,13 @@ def _checked(path: Path, name: str, kind: str, column: Any) -> list[Any]:
         "text": types.is_string(column.type) or types.is_large_string(column.type),
         "number": types.is_integer(column.type) or types.is_floating(column.type) or types.is_boolean(column.type),
         "label": types.is_integer(column.type) or types.is_boolean(column.type),
+        "points": (types.is_list(column.type) or types.is_fixed_size_list(column.type))
+        and types.is_floating(column.type.value_type),
         "id": True,
     }[kind]
     if not fits:
-        expected = {"text": "texts", "number": "numbers", "label": "whole numbers from 0"}[kind]
+        words = {"text": "texts", "number": "numbers", "label": "whole numbers from 0", "points": "lists of numbers"}
+        expected = words[kind]
         raise DataError(
             f"{path}: column {name!r} holds {column.type}, expected {expected}; type dataset.{_setting(kind)}=<another "
             "column>."
@@ -143,12 +148,13 @@ def _checked(path: Path, name: str, kind: str, column: Any) -> list[Any]:
     values = column.to_pylist()
     if None in values:
         raise DataError(f"{path}, row {values.index(None)}: column {name!r} is null; fill it in, or remove the row.")
-    convert = {"text": str, "number": float, "label": int, "id": str}[kind]
+    convert = {"text": str, "number": float, "label": int, "points": list, "id": str}[kind]
     return [convert(value) for value in values]
 
 
 def _setting(kind: str) -> str:
-    return {"text": "text_column", "label": "label_column", "id": "client_column", "number": "columns"}[kind]
+    named = {"text": "text_column", "label": "label_column", "id": "client_column", "number": "columns"}
+    return named.get(kind, kind)
 
 
 def standardized(train: np.ndarray, test: np.ndarray) -> tuple[Tensor, Tensor]:
