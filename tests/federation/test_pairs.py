@@ -15,6 +15,10 @@ ALGORITHMS, AGGREGATORS, SERVER_OPTIMIZERS = (
     sorted(path.stem for path in (CONFIGS / group).glob("*.yaml") if path.stem not in ADAPTING)
     for group in ("algorithm", "aggregator", "server_optimizer")
 )
+ALGORITHMS = [name for name in ALGORITHMS if name not in ("cdan", "dann", "mcd")]
+"""Without those that need two domains, which ``tests/algorithm/test_contract.py`` has."""
+SILENT = ("fedproto", "local")
+"""Methods that exchange no model."""
 UNEVEN = torch.repeat_interleave(torch.arange(6), torch.tensor([5, 7, 9, 10, 13, 16])).numpy()
 
 
@@ -58,7 +62,7 @@ def test_every_pair_survives_two_rounds(make, algorithm, aggregator):
     assert outcome.dropped == ()
     for tensor in (server.params, server.buffers, outcome.aggregate.update):
         assert tensor.isfinite().all()
-    assert not torch.equal(server.params, start.params)
+    assert torch.equal(server.params, start.params) == (algorithm in SILENT)
     assert server.params.dtype == torch.float32
     assert server.counters.dtype == torch.int64
 
