@@ -215,3 +215,16 @@ def test_a_lock_file_of_another_version_is_told_as_it_is(tmp_path, monkeypatch, 
     monkeypatch.setattr(claims, "try_lock", lambda file: False)
     with pytest.raises(InUseError, match=f"is in use by {said}; wait"), claim(tmp_path, "wait"):
         pass
+
+
+def test_a_folder_that_is_not_ours_to_write_to_is_not_called_in_use(tmp_path, monkeypatch):
+    (tmp_path / ".lock").write_text("")
+    assert not claims.in_use(tmp_path)
+    with claims.claim(tmp_path, ""):
+        assert claims.in_use(tmp_path)
+
+    def refuse(self, *arguments, **settings):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert not claims.in_use(tmp_path)

@@ -1,0 +1,108 @@
+"""What is not finite is named by cause and client, and set aside row by row; a server's state is checked by name."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedgh.core.errors import TrainingError
+from fedgh.core.types import CohortResult, GlobalModel, ServerState
+from fedgh.core.updates import UpdateMatrix
+from fedgh.federation.finite import NonFiniteError, is_finite, require_finite, set_aside_nonfinite
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.fixture
+def broken():
+    """Six clients: 3's update, 5's statistics and 7's message are broken, 8's update and message, 4's message."""
+    rows = torch.arange(12.0).reshape(6, 2)
+    buffers = torch.zeros(6, 2)
+    prototypes = torch.zeros(6, 2, 2)
+    rows[1, 0] = rows[5, 1] = NAN
+    buffers[3, 1] = INF
+    prototypes[4, 1, 0] = prototypes[5, 0, 0] = prototypes[2, 1, 1] = -INF
+    return CohortResult(
+        client_ids=(2, 3, 4, 5, 7, 8),
+        updates=UpdateMatrix.of(rows),
+        buffers=buffers,
+        counters=torch.zeros(6, 0, dtype=torch.int64),
+        num_examples=torch.arange(6.0).double(),
+        local_steps=torch.ones(6, dtype=torch.int64),
+        train_loss=torch.zeros(6).double(),
+        messages={"prototypes": prototypes, "counts": torch.ones(6, 3, dtype=torch.int64)},
+    )
+
+
+def grams(result):
+    return (result.updates.rows @ result.updates.rows.T)[None].repeat(2, 1, 1)
+
+
+def test_each_client_is_named_once_by_its_first_cause(broken, caplog):
+    products = grams(broken)
+    with caplog.at_level(logging.WARNING, "fedgh"):
+        rest, left, dropped = set_aside_nonfinite(broken, products, "drop", 4)
+    assert dropped == (3, 4, 5, 7, 8)
+    assert rest.client_ids == (2,)
+    assert left.tolist() == [[[1.0]], [[1.0]]]  # of (0, 1) with itself
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "round 5: the update of clients 3, 8 is not finite (the local loss overflowed); the running statistics of "
+        "client 5 are not finite; the message 'prototypes' of clients 4, 7 is not finite; set aside"
+    )
+
+
+@pytest.mark.parametrize(
+    ("origin", "remedy"),
+    [("", "algorithm.optimizer.lr"), (", because of the global model", "server_optimizer.lr")],
+)
+def test_by_setting_it_is_an_error_with_the_rate_to_lower(broken, origin, remedy):
+    message = rf"round 1: the update of clients 3, 8 .* is not finite{origin}; lower {remedy}, or go on without such"
+    with pytest.raises(TrainingError, match=message):
+        set_aside_nonfinite(broken, grams(broken), "raise", 0, origin)
+
+
+def test_large_finite_rows_and_whole_numbers_stay(broken):
+    """A product beyond float32 makes a row suspect, no more."""
+    keep = torch.tensor([True, False, False, False, False, False])
+    sound = broken.select(keep)
+    sound.updates.rows[0] = 1e30
+    assert not is_finite(sound, grams(sound)), "looked at twice"
+    rest, left, dropped = set_aside_nonfinite(sound, products := grams(sound), "raise", 0)
+    assert (rest, dropped) == (sound, ())
+    assert left is products
+
+
+def test_anything_that_clients_sent_makes_a_cohort_suspect(broken):
+    sound = broken.select(torch.tensor([True, False, False, False, False, False]))
+    assert is_finite(sound, grams(sound))
+    assert not is_finite(replace(sound, buffers=torch.full((1, 2), INF)), grams(sound))
+    assert not is_finite(replace(sound, messages={"a": torch.zeros(1), "b": torch.full((1,), NAN)}), grams(sound))
+    assert not is_finite(sound, torch.full((1, 1, 1), NAN))
+
+
+NOT = torch.tensor([1.0, NAN])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"params": NOT}, "the global model: its parameters"),
+        ({"buffers": NOT}, "the global model: its running statistics"),
+        ({"optimizer": {"momentum": NOT}}, "the server optimizer's state of the global model: momentum"),
+        ({"aggregator": {"ema": NOT}}, "the aggregator's state of the global model: ema"),
+        ({"memory": {"count": torch.ones(1, dtype=torch.int64), "control": NOT}}, "the algorithm's memory: control"),
+        (
+            {"siblings": (GlobalModel(NOT, torch.zeros(0), torch.zeros(0, dtype=torch.int64)),)},
+            "global model 1: its parameters",
+        ),
+    ],
+)
+def test_what_a_round_made_is_checked_and_what_it_left_is_not(change, named):
+    before = ServerState(3, torch.ones(2), torch.zeros(0), torch.zeros(1, dtype=torch.int64))
+    after = replace(before, **change)
+    with pytest.raises(NonFiniteError, match=f"^{named} would not be finite; lower server_optimizer.lr or algor"):
+        require_finite(after, before)
+    require_finite(before, before)
+    require_finite(replace(after, round_index=4), after)  # it was so before: not this round's doing
