@@ -112,3 +112,27 @@ def test_a_block_knows_the_class_of_its_layer(make):
     layers = {block.name: block.layer for block in FlatModel(make.normed()).blocks}
     assert layers["body.2.weight"] == layers["body.2.bias"] == "BatchNorm1d"
     assert layers["body.1.weight"] == layers["head.bias"] == "Linear"
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["at the model's own parameters", "elsewhere"])
+def test_gradients_of_several_values_at_once(parts, own):
+    """A table of values that share a graph; each gradient as autograd gives it alone, and the same among many."""
+    model, params, _, inputs = parts
+
+    def table(forward, at, x):
+        outputs, features = forward.evaluated(at, x, model.buffers)
+        return torch.stack([outputs.square().sum(0)[:2], outputs.sum(0)[:2] * features.sum()])  # (2, 2)
+
+    at, single = [model.params] * 3 if own else list(params), SingleForward(model, TASK)
+    for where, x in zip(at, inputs, strict=True):
+        gradients, values = single.gradients(lambda p, x=x: table(single, p, x), where)
+        assert gradients.shape == (2, 2, len(model.params))
+        assert not values.requires_grad
+        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            leaf = where.detach().clone().requires_grad_()
+            value = table(single, leaf, x)[row, column]
+            torch.testing.assert_close(values[row, column], value.detach())
+            torch.testing.assert_close(gradients[row, column], torch.autograd.grad(value, leaf)[0])
+    if not own:
+        together = many(model, lambda f, p, x: f.gradients(lambda a: table(f, a, x), p)[0], params, inputs)
+        torch.testing.assert_close(together[-1], gradients)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ import torch
 from fedgh.core.errors import TrainingError
 from fedgh.core.types import CohortResult, GlobalModel, ServerState
 from fedgh.core.updates import UpdateMatrix
-from fedgh.federation.finite import NonFiniteError, is_finite, require_finite, set_aside_nonfinite
+from fedgh.federation.finite import (
+    NonFiniteError,
+    is_finite,
+    of_the_server,
+    require_finite,
+    require_usable,
+    set_aside_nonfinite,
+)
 
 INF, NAN = float("inf"), float("nan")
 
@@ -106,3 +114,46 @@ def test_what_a_round_made_is_checked_and_what_it_left_is_not(change, named):
         require_finite(after, before)
     require_finite(before, before)
     require_finite(replace(after, round_index=4), after)  # it was so before: not this round's doing
+
+
+@pytest.mark.parametrize(
+    ("largest", "loss", "blamed"),
+    [(1e4, NAN, False), (2e4, 9e3, False), (2e4, 1e4, True), (-2e4, NAN, True), (2e4, INF, True)],
+)
+def test_a_model_is_blamed_if_its_parameters_and_its_loss_are_beyond_use(monkeypatch, largest, loss, blamed):
+    monkeypatch.setattr("fedgh.federation.finite._loss", lambda federation, model: loss)
+    server = ServerState(0, torch.tensor([1.0, largest]), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    said = of_the_server(None, server)
+    assert bool(said) == blamed
+    if blamed:
+        assert said == (
+            ", because of the global model that they started from: its parameters reach 2.0e+04 and its loss is "
+            f"{loss:.1e}"
+        )
+        assert ": as round 2 left it, its parameters" in of_the_server(None, replace(server, round_index=2))
+
+
+@pytest.mark.parametrize(
+    ("step", "largest", "loss", "rate"),
+    [
+        (1.0, 1e4, NAN, None),
+        (1.0, 2e4, 1e30, None),
+        (1.0, 2e4, NAN, "server_optimizer.lr"),
+        (-2e4, 2e4, INF, "algorithm.optimizer.lr"),
+    ],
+)
+def test_a_step_that_ruins_the_model_names_whose_step_it_was(monkeypatch, step, largest, loss, rate):
+    monkeypatch.setattr("fedgh.federation.finite._loss", lambda federation, model: loss)
+    before = ServerState(0, torch.ones(2), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    after, aggregate = (
+        replace(before, params=torch.tensor([0.0, -largest])),
+        SimpleNamespace(update=torch.tensor([step])),
+    )
+    if rate is None:
+        require_usable(None, after, before, aggregate)
+    else:
+        with pytest.raises(
+            NonFiniteError, match=rf"parameters up to 2.0e\+04, where its loss is not finite; lower {rate}$"
+        ):
+            require_usable(None, after, before, aggregate)
+    require_usable(None, after, after, aggregate)  # not this round's doing

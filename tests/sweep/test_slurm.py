@@ -70,7 +70,8 @@ def test_a_preempted_job_goes_on_where_it_was(cli, tmp_path, parameters, said):
         with subprocess.Popen(command, env=environment, **pipes) as ours:
             wait_for(lambda: num_rounds(sweep / "0") > 20, "rounds", ours)
             call(["sbatch", "--partition=high", "--output=/dev/null", "--wrap=sleep 1"])
-            wait_for(lambda: "Restarts=1" in call(["scontrol", "show", "job", "1"]).stdout, "requeue", ours)
+            show = partial(call, ["scontrol", "--oneliner", "show", "job", "1_0"])
+            wait_for(lambda: re.search("JobState=PENDING .*Restarts=1 ", show().stdout), "requeue", ours)
             call(["scontrol", "update", "JobId=1_0", "StartTime=now"])  # it would be held back for two minutes
             kept = final(sweep / "0").round_index
             assert 20 <= kept < 150, "it was to be interrupted half-way"

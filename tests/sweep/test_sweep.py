@@ -86,6 +86,7 @@ def test_a_sweep_interrupted_and_resumed_is_as_if_nothing_had_happened(cli, fini
     assert sweep_of(answer) == folder
     assert (folder / "0" / "config.yaml").stat().st_mtime_ns == begun, "a finished job was run again"
     assert [row["round"] for row in lines_of(folder / "1" / "metrics.csv")] == ["1", "2"]
+    assert f"resuming {folder / '1'} after round 1" in (folder / "1" / "train.log").read_text()
     for number in range(4):
         assert torch.equal(bits(folder / str(number)), bits(straight / str(number)))
     assert (folder / "seeds.csv").read_text() == (straight / "seeds.csv").read_text()

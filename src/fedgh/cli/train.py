@@ -149,7 +149,6 @@ def resume(cfg: DictConfig, words: Sequence[str] | None = None) -> float | None:
                 f"num_rounds={stored.num_rounds} is below the {finished} rounds that {run_dir} has finished"
             )
         config.validate(stored)
-        log.info("resuming %s after round %d", run_dir, finished)
         return carry_out(stored, saved, path)
 
 
@@ -174,6 +173,7 @@ def carry_out(cfg: DictConfig, resumed: Checkpoint | None = None, path: Path | N
         server = to_device(resumed.server, federation.model.device)
         stamp = replace(stamp, server=server, recorded=resumed.recorded)
         recall(callbacks, resumed.callbacks)
+        log.info("resuming %s after round %d", run_dir, server.round_index)
     folder = run_dir / "checkpoints"
     memory_limit = OmegaConf.select(cfg, "checkpoint.client_states_mib", default=64) << 20  # none in older runs
     clients = ClientStore.of(stamp.server.clients, checkpoints.client_folder(folder), memory_limit)
