@@ -25,7 +25,8 @@ class FedLC(Algorithm):
     A class that a client has none of leaves the softmax, whatever tau is: its margin is infinite, so its logit gets no
     gradient, and a client of a single class has none at all. Where most classes are missing, few clients then move a
     class's logit, and training is slow: on digits (alpha 0.1, three classes a client, seed 1) 58.8 % after 20 rounds
-    and 80.8 % after 100, FedAvg 90.8 and 95.8. ``absent_count`` lets them back in.
+    and 80.8 % after 100, FedAvg 90.8 and 95.8 (with tau 0.1: 55.2 after 20). ``absent_count: 1`` lets them back in, and
+    makes that 90.3 after 20.
 
     Args:
         tau: Strength of the calibration, >= 0; 1 in the paper for CIFAR-10, which tunes it.
@@ -37,7 +38,8 @@ class FedLC(Algorithm):
         calibrated cross-entropy. We have read no code of the authors, but three reimplementations.
     Departures:
         The paper's denominator leaves out the true class, a loss without a lower bound whose gradient on the true logit
-        never vanishes; as in those codes it is a softmax over all classes.
+        never vanishes; as in those codes it is a softmax over all classes. Flower's baseline, too, has FedLC below
+        FedAvg with Dirichlet parts (CIFAR-10, alpha 0.05: 62.5 against 68.1), and level with it with two shards each.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"classification"})
