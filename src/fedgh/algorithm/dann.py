@@ -81,12 +81,22 @@ class Alignment(TwoLosses):
         """Return the loss of the task and the aligning term."""
         inputs, targets = batch
         outputs, features = forward(params, inputs)
-        loss = forward.task.loss(outputs, targets)
+        loss = self.supervised(forward, params, outputs, features, targets)
         if self.trade_off == 0:
             return loss, None
-        domains = targets[..., 1]
-        aligned = self.alignment(forward, params, outputs, features.flatten(1), domains, state["reversal"])
+        aligned = self.alignment(forward, params, outputs, features, targets[..., 1], state["reversal"])
         return loss, self.trade_off * aligned
+
+    def supervised(
+        self,
+        forward: Forward,
+        params: Tensor,  # noqa: ARG002
+        outputs: Tensor,
+        features: Tensor,  # noqa: ARG002
+        targets: Tensor,
+    ) -> Tensor:
+        """Return the loss on labelled examples, a scalar; by default that of the task."""
+        return forward.task.loss(outputs, targets)
 
     def compared(self, blocks: Sequence[Block]) -> Tensor:
         """Return the columns of the network itself."""
@@ -129,7 +139,7 @@ class Dann(Alignment):
         self, forward: Forward, params: Tensor, outputs: Tensor, features: Tensor, domains: Tensor, reversal: Tensor
     ) -> Tensor:
         """Return the discriminator's mean loss over the rows that count."""
-        logits = forward.part(self.added, params, self.read(outputs, reverse(features, reversal)))[:, 0]
+        logits = forward.part(self.added, params, self.read(outputs, reverse(features.flatten(1), reversal)))[:, 0]
         losses = binary_cross_entropy_with_logits(logits, (domains == SOURCE).to(logits), reduction="none")
         weights = self.weigh(outputs, domains, reversal)
         return (weights * losses).sum() / weights.sum().clamp_min(1e-12)

@@ -7,10 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedgh.algorithm.base import Batch
 from fedgh.algorithm.dann import Alignment, reverse
 from fedgh.core.forward import Forward
-from fedgh.core.types import ClientState
 from fedgh.task.adaptation import TARGET
 
 
@@ -34,23 +32,12 @@ class Mcd(Alignment):
     requires: ClassVar[frozenset[str]] = frozenset({"adaptation", "second_head"})
     added: ClassVar[str] = "second_head"
 
-    def terms(
-        self,
-        batch: Batch,
-        forward: Forward,
-        params: Tensor,
-        global_params: Tensor,  # noqa: ARG002
-        state: ClientState,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the cross-entropies of both heads, and the discrepancy; one forward for all of them."""
-        inputs, targets = batch
-        outputs, features = forward(params, inputs)
+    def supervised(
+        self, forward: Forward, params: Tensor, outputs: Tensor, features: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Return the cross-entropies of both heads."""
         second = forward.part(self.added, params, features)
-        loss = forward.task.loss(outputs, targets) + forward.task.loss(second, targets)
-        if self.trade_off == 0:
-            return loss, None
-        aligned = self.alignment(forward, params, outputs, features, targets[..., 1], state["reversal"])
-        return loss, self.trade_off * aligned
+        return forward.task.loss(outputs, targets) + forward.task.loss(second, targets)
 
     def alignment(
         self, forward: Forward, params: Tensor, outputs: Tensor, features: Tensor, domains: Tensor, reversal: Tensor
