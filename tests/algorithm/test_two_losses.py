@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from fedgh.algorithm.feddecorr import FedDecorr
 from fedgh.algorithm.fedntd import FedNTD
 from fedgh.algorithm.fedprox import FedProx
 from fedgh.algorithm.moon import Moon
-from fedgh.algorithm.two_losses import loss_weights
+from fedgh.algorithm.two_losses import TwoLosses, loss_weights
 from fedgh.core.errors import ConfigurationError
 from fedgh.executor.sequential import SequentialExecutor
 from fedgh.executor.vectorized import VectorizedExecutor
@@ -168,3 +169,10 @@ def test_without_harmonizing_nothing_of_it_is_there(make):
 def test_mistakes(make, settings, says):
     with pytest.raises(ConfigurationError, match=says):
         make.algorithm(FedProx, mu=1.0, **settings)
+
+
+@pytest.mark.parametrize(("added", "expected"), [(3.0, 5.0), (None, 2.0)])
+def test_the_local_loss_is_the_sum_of_what_there_is(added, expected):
+    terms = torch.tensor(2.0), None if added is None else torch.tensor(added)
+    method = SimpleNamespace(terms=lambda *arguments: terms)
+    assert float(TwoLosses.local_loss(method, None, None, None, None, {})) == expected

@@ -1,7 +1,9 @@
 """Evaluation against a computation by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,3 +108,37 @@ def test_what_is_held_out_is_evaluated_as_the_test_split_is(make):
     assert numbers == test | {name.replace("/test/", "/val/"): value for name, value in val.items()}
     assert numbers["global/val/loss"] != numbers["global/test/loss"]
     assert "client/val/acc_worst10" in numbers
+
+
+def test_cells_of_classes_in_domains_by_hand():
+    """Two classes in domains 0 and 1, so cells 00, 01, 10, 11; the last test example is of a domain nobody has."""
+    dataset = SimpleNamespace(
+        domains=torch.tensor([0, 0, 1, 1]),
+        train_strata=torch.tensor([0, 1, 0, 1]),
+        test_domains=torch.tensor([0, 1, 1, 2]),
+        test_strata=torch.tensor([1, 0, 1, 0]),
+        num_classes=2,
+    )
+    rows = [np.array([0, 1, 2, 2]), np.array([3])]
+    partition = SimpleNamespace(test_indices=None, class_counts=np.zeros((2, 2), np.int64), client_indices=rows)
+    cells = cells_of(dataset, partition)
+    assert cells.of_test.tolist() == [1, 2, 3, -1]
+    assert cells.counts.tolist() == [[1, 1, 2, 0], [0, 0, 0, 1]]
+    assert cells.num_examples.tolist() == [4, 1]
+    scores = torch.tensor([0.3, 0.9, 0.5, 7.0], dtype=torch.float64)
+    # client 0: cell 00 has no test example; of the others one part in three is of cell 01, two of cell 10
+    assert cells.client_scores(scores).tolist() == pytest.approx([(0.3 + 2 * 0.9) / 3, 0.5])
+    assert [cells.client_score(scores, k) for k in (0, 1)] == pytest.approx([(0.3 + 2 * 0.9) / 3, 0.5])
+    assert cells.rows_of(0).tolist() == [True, True, False, False]
+    assert cells.rows_of(1).tolist() == [False, False, True, False]
+
+
+def test_cells_of_clients_with_test_examples_of_their_own():
+    partition = SimpleNamespace(test_indices=[np.array([3]), np.array([0, 2])], num_clients=2)
+    cells = cells_of(SimpleNamespace(test_inputs=torch.zeros(4)), partition)
+    assert cells.of_test.tolist() == [1, -1, 1, 0]
+    assert cells.num_examples.tolist() == [1, 2]
+    scores = torch.tensor([0.2, 7.0, 0.4, 0.9], dtype=torch.float64)
+    assert cells.client_scores(scores).tolist() == pytest.approx([0.9, 0.3])
+    assert [cells.client_score(scores, k) for k in (0, 1)] == pytest.approx([0.9, 0.3])
+    assert cells.rows_of(1).tolist() == [True, False, True, False]
