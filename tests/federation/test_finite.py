@@ -12,12 +12,14 @@ from fedgh.core.types import CohortResult, GlobalModel, ServerState
 from fedgh.core.updates import UpdateMatrix
 from fedgh.federation.finite import (
     NonFiniteError,
+    _loss,
     is_finite,
     of_the_server,
     require_finite,
     require_usable,
     set_aside_nonfinite,
 )
+from fedgh.federation.round import initial_state
 
 INF, NAN = float("inf"), float("nan")
 
@@ -157,3 +159,11 @@ def test_a_step_that_ruins_the_model_names_whose_step_it_was(monkeypatch, step, 
         ):
             require_usable(None, after, before, aggregate)
     require_usable(None, after, after, aggregate)  # not this round's doing
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_look_at_the_loss_leaves_the_module_in_its_mode(make, training):
+    federation = make.federation()
+    federation.model.module.train(training)
+    _loss(federation, initial_state(federation.model).models[0])
+    assert federation.model.module.training == training
