@@ -22,7 +22,7 @@ from torch import nn
 
 from fedgh.aggregator.mean import Mean
 from fedgh.algorithm.fedavg import FedAvg
-from fedgh.cli import evaluate, train
+from fedgh.cli import evaluate, report, train
 from fedgh.config import entry
 from fedgh.core.flat import FlatModel
 from fedgh.core.seeding import numpy_generator
@@ -264,7 +264,7 @@ def cli(monkeypatch, tmp_path, capsys, caplog):
         capsys.readouterr()
         code = 0
         try:
-            {"train": train, "evaluate": evaluate}[task].main()
+            {"train": train, "evaluate": evaluate, "report": report}[task].main()
         except SystemExit as end:
             code = end.code
         except KeyboardInterrupt:  # would end the tests; no command may end so

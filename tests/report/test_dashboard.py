@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedgh.core.errors import DataError
+from fedgh.metric.summary import closing_numbers
 from fedgh.report import board
 from fedgh.report.board import thinned
 from fedgh.report.dashboard import write_dashboard
@@ -92,6 +93,21 @@ def test_lines_are_means_over_seeds_with_their_spread(runs_dir, tmp_path):
     spread = 100 * np.std([0.51, 0.52], ddof=1)
     np.testing.assert_allclose(mean["ends"], [[25, 51.5 - spread], [25, 51.5 + spread]], atol=0.01)
     assert conflict["lines"][0]["values"] == [50.0, 50.0]
+
+
+def test_regressions_are_drawn_by_their_score_and_beside_others_in_a_chart_of_their_own(runs_dir, tmp_path):
+    other = {"dataset._target_": "fedgh.dataset.diabetes.load"}
+    made = [make_run(runs_dir, FEDAVG, seed, (-0.5, 0.25), row=CONFLICT, **other) for seed in (3, 4)]
+    for run in made:
+        rows = [{key.replace("/test/acc", "/test/r2"): value for key, value in row.items()} for row in run.rows]
+        summary = {"rounds": run.summary["rounds"], **closing_numbers(rows, "r2")}
+        write_run(dataclasses.replace(run, rows=rows, summary=summary))
+    page = page_of(runs_dir, tmp_path)
+    charts = [name for name in page.headings if name.endswith("over rounds")]
+    assert charts[:3] == ["Accuracy over rounds", "r2 over rounds", "Conflict ratio over rounds"]
+    accuracy, score, *_ = (json.loads(chart["data-chart"]) for chart in page.of("lines"))
+    assert [line["values"] for line in accuracy["lines"]] == [[25.0, 51.5], [25.0, 51.5]]
+    assert [line["values"] for line in score["lines"]] == [[-0.5, 0.25]], "no percentages"
 
 
 def test_tables_of_groups_and_of_runs(runs_dir, tmp_path):

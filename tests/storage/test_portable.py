@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from fedgh.core.configs import CONFIG_DIR
 from fedgh.storage.jobs import read_jobs, write_job
 from fedgh.storage.portable import anonymous, from_home, homeless, restored, shareable, to_home
+from fedgh.tracking.offline import history
+from fedgh.tracking.wandb_run import share_logs
 
 
 @pytest.fixture
@@ -50,6 +53,37 @@ def test_the_record_of_a_job_moves_with_its_sweep(jane):
     assert first.settings["paths.log_dir"] == f"{jane}/logs"
     moved = sweep.rename(jane / "moved")
     assert read_jobs(moved)[0].directory == moved / "0"
+
+
+def test_nor_does_one_outside_the_current_folder_or_of_the_table_of_a_sweep(cli, jane, tmp_path, monkeypatch):
+    """W&B's file has the folder of its run, its log the folder of its file, an artifact waits in the user's home."""
+    (tmp_path / "w").mkdir()
+    monkeypatch.chdir(tmp_path / "w")
+    tiny = ("debug=default", "num_rounds=1", "logger=wandb", "logger.mode=offline", 'name="a\\${b"')
+    watched = ("callback=default", "callback.observatory.every=1")
+    assert cli(*tiny, *watched, f"hydra.run.dir={jane}/run").code == 0
+    assert cli(*tiny, f"paths.output_dir={jane}/apart", "callback=none").code == 0
+    assert cli("-m", *tiny, f"hydra.sweep.dir={jane}/sweep", "seed=1", "callback=none").code == 0
+    assert cli(f"run={jane}/run", f"hydra.run.dir={jane}/page", task="report").code == 0
+    folders = (jane / "run", jane / "apart", jane / "sweep", jane / "page")
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.suffix == ".wandb" for path in files) == 4
+    words = (str(jane).encode(), str(CONFIG_DIR).encode())
+    assert [path for path in files if any(word in path.read_bytes() for word in words)] == []
+    (seeds,) = (jane / "sweep" / "wandb").glob("offline-run-*/run-*.wandb")
+    rows = list(history(seeds))
+    assert any(row.get("seeds._type") == "table-file" for row in rows), "the table is in the run itself"
+
+
+def test_a_log_of_a_killed_process_is_cleaned_too_and_no_link_is_followed(jane, tmp_path):
+    logs = tmp_path / "run" / "wandb" / "offline-run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug.log").write_bytes(f"logging to {jane}/x".encode() + b"\xff")
+    (tmp_path / "cache.log").write_text(f"of the service of {jane}")
+    (logs / "debug-core.log").symlink_to(tmp_path / "cache.log")
+    share_logs(tmp_path / "run")
+    assert (logs / "debug.log").read_bytes() == b"logging to ~/x\xff"
+    assert str(jane) in (tmp_path / "cache.log").read_text()
 
 
 def test_no_file_of_a_run_and_of_its_evaluation_names_a_person_or_a_machine(cli, jane, monkeypatch):

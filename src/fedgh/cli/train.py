@@ -262,8 +262,8 @@ def name_run(cfg: DictConfig) -> tuple[str, str | None]:
     elif config.in_wandb_sweep() and HydraConfig.initialized():
         name = HydraConfig.get().job.override_dirname or name
     if cfg.logger.get("wandb"):
-        cfg.logger.wandb.name = cfg.logger.wandb.name or name
-        cfg.logger.wandb.group = cfg.logger.wandb.group or group
+        cfg.logger.wandb.name = config.literal(cfg.logger.wandb.name or name)  # it may hold ${ as letters
+        cfg.logger.wandb.group = config.literal(cfg.logger.wandb.group or group or "") or None
     return name, group
 
 

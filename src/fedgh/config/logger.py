@@ -14,9 +14,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedgh.config.build import build
+from fedgh.config.compose import literal, map_text
 from fedgh.config.stored import to_values
 from fedgh.config.wandb import WANDB_MODES, shortened
 from fedgh.storage.portable import anonymous
+from fedgh.tracking.wandb_run import share_logs
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +83,25 @@ def wandb_mode(mode: str) -> str:
 
 
 @contextmanager
-def _anonymous_command() -> Iterator[None]:
-    """Let W&B, which records the command line, see it without the user's home and the current folder."""
-    typed = sys.argv
-    sys.argv = [anonymous(word) for word in typed]
+def _anonymous() -> Iterator[None]:
+    """Let W&B record the command line without the user's home and the current folder, and no folder of the run.
+
+    Its folder is in what the service is sent, which writes and reads by the other paths in it.
+    """
+    import wandb
+
+    typed, send = sys.argv, wandb.Settings.to_proto
+
+    def send_no_folder(settings: Any) -> Any:
+        sent = send(settings)
+        sent.root_dir.value = "."
+        return sent
+
+    sys.argv, wandb.Settings.to_proto = [anonymous(word) for word in typed], send_no_folder  # type: ignore[method-assign]
     try:
         yield
     finally:
-        sys.argv = typed
+        sys.argv, wandb.Settings.to_proto = typed, send  # type: ignore[method-assign]
 
 
 def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, extra: dict[str, Any]) -> Any:
@@ -106,20 +119,16 @@ def _wandb_logger(node: DictConfig, run_dir: Path, mode: str, patience: float, e
     settings = wandb.Settings(
         console="off", silent=True, init_timeout=patience, finish_timeout=patience, finish_timeout_raises=True, **nobody
     )
-    near = run_dir.absolute().is_relative_to(Path.cwd())  # W&B records where this folder is
-    common = {
-        **extra,
-        "save_dir": os.path.relpath(run_dir) if near else str(run_dir),
-        "resume": "allow",
-        "settings": settings,
-    }
-    factory = build(OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(node, resolve=True)), {"_partial_": True}))
+    common = {**extra, "save_dir": str(run_dir), "resume": "allow", "settings": settings}
+    named = map_text(OmegaConf.to_container(node, resolve=True), literal)
+    factory = build(OmegaConf.merge(OmegaConf.create(named), {"_partial_": True}))
 
     def start(mode: str) -> Any:
         logger = factory(**common, mode=mode)
         getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # W&B warns of it, whatever Lightning puts there
-        with _anonymous_command():
+        with _anonymous():
             _ = logger.experiment
+        share_logs(run_dir)  # also those of a process that was killed
         return logger
 
     try:

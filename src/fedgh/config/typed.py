@@ -19,10 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedgh.config.compose import CONFIG_DIR, composer, one_line, unresolved
 from fedgh.config.validate import FIXED, GROUPS
-from fedgh.core.command import quoted
+from fedgh.config.where import PATHS
+from fedgh.core.command import command, quoted
 from fedgh.core.errors import ConfigurationError, did_you_mean
 
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 NO_KEY = re.compile(r"Could not (?:override|append to config\. Could not resolve the key) '([^']+)'")
+NO_REFERENCE = "choose another name, without ${, or close it: ${...} stands for another key"
 NOTHING_CHOSEN = {"logger": ", type logger=csv for none", "callback": ", type callback=none for none"}
 
 
@@ -63,9 +66,11 @@ def explain(error: BaseException, config_name: str) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _no_such_choice(group or "config", choice, list(error.options))
-    if isinstance(error, OmegaConfBaseException) and "nterpolation" in str(error):
+    text, cause = str(error), str(error.__cause__ or "")
+    if unclosed := re.search(r"no viable alternative at input '(\$\{[^']*)", f"{text}\n{cause}"):
+        return f"{unclosed[1]} opens a reference that nothing closes, in a setting or a folder's name; {NO_REFERENCE}"
+    if isinstance(error, OmegaConfBaseException) and "nterpolation" in text:
         return unresolved(error)
-    text = str(error)
     if missing := re.search(r"Could not load '(\w+)/([^']+)'", text):  # one of a list of choices
         return _no_such_choice(missing[1], missing[2], options_of(missing[1]))
     if misspelt := NO_KEY.search(text):
@@ -74,7 +79,6 @@ def explain(error: BaseException, config_name: str) -> str:
         return f"there is a key {appended[1]} already; type {appended[1]}=<value> without the +"
     if deleted := re.search(r"Could not delete[^']*'([^']+)'", text):
         return f"~{deleted[1]}: {no_such_key(deleted[1], config_name)}"
-    cause = str(error.__cause__ or "")
     return one_line(text if cause in text else f"{text}\n{cause}")
 
 
@@ -143,6 +147,8 @@ def _dotted(tree: Any, prefix: str) -> list[str]:
 def _instead(text: str, following: Sequence[str], parser: OverridesParser, reason: str) -> str:
     """Return what to type instead of one argument that is no override."""
     key, equals, value = text.partition("=")
+    if key in FOLDERS and _opens_a_reference(value):
+        return f"{text}: Hydra makes no folder of such a name; {NO_REFERENCE}"
     if not equals:
         words = [text, *following[:2]]
         if words[1:2] and ("=" not in words[1] or words[1].startswith("=")):
@@ -191,12 +197,26 @@ def _one_value(override: Override) -> str:
 def _check_folder(override: Override) -> None:
     """Refuse an empty value, which is what a shell makes of an unset variable, and a folder that is no text."""
     key, value = override.get_key_element().lstrip("+"), override.value()
-    folder = key.startswith("paths.") or key in ("hydra.run.dir", "hydra.sweep.dir")
-    if value == "" or (folder and value == "???"):
+    folder = key.startswith("paths.") or key in FOLDERS
+    if value == "???":
+        there = f"; a folder of that name is {command(f'{key}=./???')}" if folder or key in PATHS else ""
+        raise ConfigurationError(f"{key}=??? stands for no value; type {key}=<value> or leave it out{there}")
+    if value == "":
         raise ConfigurationError(f"{key}= has no value (an unset shell variable?); type {key}=<value> or leave it out")
+    if key in FOLDERS and isinstance(value, str) and _opens_a_reference(value):
+        raise ConfigurationError(f"{override.input_line}: Hydra makes no folder of such a name; {NO_REFERENCE}")
     if folder and not isinstance(value, str):
         hint = f"./{value}" if isinstance(value, int | float) and not isinstance(value, bool) else "<folder>"
         raise ConfigurationError(f"{override.input_line} names no folder; type {key}={hint}")
+
+
+def _opens_a_reference(text: str) -> bool:
+    """Tell whether a text has ``${`` where OmegaConf's grammar has no use for it."""
+    try:
+        OmegaConf.create({"key": text.replace("\\${", "${")})
+    except OmegaConfBaseException:
+        return True
+    return False
 
 
 def _check_choice(override: Override) -> None:

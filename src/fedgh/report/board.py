@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
+from fedgh.metric.summary import main_of
 from fedgh.plot.curves import Curve
 from fedgh.plot.panel import HeatMap, heat_panel, limits, line_panel, scale
 from fedgh.report.document import Document
@@ -74,20 +75,35 @@ class Board(Document):
 
 
 def curves(page: Board) -> None:
-    """Add accuracy and conflict ratio over rounds: the mean over seeds, and one standard deviation."""
-    for heading, metric, told in (
-        ("Accuracy over rounds", "global/test/acc", "Test accuracy of the global model, in percent"),
-        ("Conflict ratio over rounds", "conflict/ratio", "Share of client pairs whose updates oppose each other (%)"),
-    ):
+    """Add over rounds what the tasks are judged by, and conflict: the mean over seeds, and one standard deviation."""
+    mains = {group: _main(group) for group in page.groups.members}
+    conflict = "Share of client pairs whose updates oppose each other (%)"
+    charts = [
+        ("Accuracy over rounds", "global/test/acc", "Test accuracy of the global model, in percent")
+        if main == "acc"
+        else (f"{main} over rounds", f"global/test/{main}", f"Test {main} of the global model")
+        for main in sorted(set(mains.values()))
+    ]
+    for heading, metric, told in (*charts, ("Conflict ratio over rounds", "conflict/ratio", conflict)):
         page.heading(heading)
-        thin = " Thin: a run that is not finished." * any(group.unfinished for group in page.groups.members)
+        judged = [group for group in page.groups.members if metric in ("conflict/ratio", f"global/test/{mains[group]}")]
+        thin = " Thin: a run that is not finished." * any(group.unfinished for group in judged)
         page.note(f"{told}: mean over seeds and one standard deviation.{thin}")
-        lines = [(group.federation, line) for group in page.groups.members for line in _lines(page, group, metric)]
-        _draw(page, lines, alike=metric == "conflict/ratio" or len(page.groups.datasets) == 1)
+        share = metric in ("conflict/ratio", "global/test/acc")
+        lines = [(group.federation, line) for group in judged for line in _lines(page, group, metric, share)]
+        _draw(page, lines, metric == "conflict/ratio" or len(page.groups.datasets) == 1, share)
 
 
-def _lines(page: Board, group: Group, metric: str) -> list[Curve]:
-    """Return the mean of the finished runs, and every unfinished one."""
+def _main(group: Group) -> str:
+    """Return what the runs of a group are judged by: as the finished ones say, else as the rounds of the others do."""
+    runs = [*group.finished, *group.unfinished]
+    told = [main for run in runs if (main := main_of(run.summary))]
+    rounds = [main for run in runs for main in ("acc", "r2") if any(f"global/test/{main}" in row for row in run.rows)]
+    return next(iter([*told, *rounds]), "acc")
+
+
+def _lines(page: Board, group: Group, metric: str, share: bool) -> list[Curve]:
+    """Return the mean of the finished runs, and every unfinished one; a share in percent."""
     name, style = page.groups.methods[group.method], page.groups.styles[group.method]
     curves = []
     for runs, thin in ((group.finished, False), *(([run], True) for run in group.unfinished)):
@@ -95,11 +111,12 @@ def _lines(page: Board, group: Group, metric: str) -> list[Curve]:
         if found is not None:
             seeds = f"{len(found[1])} seeds" if len(found[1]) > 1 else f"seed {runs[0].seed}"
             label = f"{name}, {seeds}" + ", not finished" * thin
-            curves.append(Curve(label, found[0], 100 * found[1], style, group.method, thin=thin))
+            values = 100 * found[1] if share else found[1]
+            curves.append(Curve(label, found[0], values, style, group.method, thin=thin))
     return curves
 
 
-def _draw(page: Board, lines: Sequence[tuple[int, Curve]], alike: bool) -> None:
+def _draw(page: Board, lines: Sequence[tuple[int, Curve]], alike: bool, share: bool) -> None:
     """Draw a panel a federation, where many methods meet a wide one; ``alike``: on one vertical axis."""
     panels: dict[int, list[Curve]] = {}
     for federation, line in lines:
@@ -107,13 +124,14 @@ def _draw(page: Board, lines: Sequence[tuple[int, Curve]], alike: bool) -> None:
     if not panels:
         page.text("No run has its rounds at hand.")
         return
-    common = limits([line for _, line in lines], (0.0, 100.0), 10.0)
+    axis_of = partial(limits, within=(0.0, 100.0) if share else (-np.inf, np.inf), least=10.0 if share else 0.1)
+    common = axis_of([line for _, line in lines])
     wide = {federation for federation, of in panels.items() if len({line.method for line in of}) > MANY_METHODS}
     narrow = {1: 1090, 2: 535, 4: 535}.get(len(panels) - len(wide), 353)
     drawn = []
     for federation in sorted(panels, key=lambda federation: federation not in wide):
         width, of = 1090 if federation in wide else narrow, panels[federation]
-        axis = common if alike else limits(of, (0.0, 100.0), 10.0)
+        axis = common if alike else axis_of(of)
         panel = line_panel(page.groups.federations[federation], width, of, axis, 240 if width > 353 else 180)
         drawn.append(f"<div data-federation='{federation}'>{panel}</div>")
     page.panels(drawn)

@@ -18,6 +18,7 @@ from fedgh.partition.base import Partition
 from fedgh.plot import picture
 from fedgh.report.document import Document, whole_page
 from fedgh.report.groups import short
+from fedgh.storage.portable import anonymous, homeless
 from fedgh.storage.run import Run, flatten, open_run
 from fedgh.storage.tables import count_projections, layer_history, read_rounds, read_rows
 
@@ -312,13 +313,13 @@ def _html(run: Run, page: Page) -> str:
     if finished < total:
         notes.append(
             f"<p class='warning'>This run is not finished: {finished} of {total} rounds. "
-            f"Go on with it: <code>{escape(resume_command(run.path))}</code></p>"
+            f"Go on with it: <code>{escape(homeless(resume_command(run.path)))}</code></p>"
         )
     if page.missing:
         lines = "".join(f"<li>{escape(text)}</li>" for text in page.missing)
         notes.append(f"<div class='warning'>Not on this page:<ul>{lines}</ul></div>")
     tiles = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in _tiles(run).items())
-    head = f"<p class='note'>{escape(str(run.path))}</p>\n<section class='tiles'>{tiles}</section>"
+    head = f"<p class='note'>{escape(anonymous(str(run.path)))}</p>\n<section class='tiles'>{tiles}</section>"
     return whole_page(page.title, "\n".join([head, *notes, *page.html]))
 
 

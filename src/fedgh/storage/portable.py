@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from fedgh.core.configs import CONFIG_DIR
 
 
 def home() -> str:
@@ -28,8 +31,19 @@ def from_home(path: str) -> str:
 
 
 def anonymous(text: str) -> str:
-    """Return a text with the current folder as ``.`` and the user's home as ``~``, wherever they begin a path in it."""
-    return _renamed(text, {home(): "~", str(Path.cwd()): "."})
+    """Return a text with the current folder as ``.`` and the user's home as ``~``, wherever they begin a path in it.
+
+    Where this package is installed is nobody's business either: its configs are ``configs``.
+    """
+    return _renamed(text, {home(): "~", str(Path.cwd()): ".", str(CONFIG_DIR): "configs"})
+
+
+def make_shareable(path: Path) -> None:
+    """Rewrite a file of text as :func:`anonymous` has it; one that is not ours to write stays."""
+    with suppress(OSError):
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        if (shared := anonymous(text)) != text:
+            path.write_text(shared, encoding="utf-8", errors="surrogateescape")
 
 
 def homeless(text: str) -> str:

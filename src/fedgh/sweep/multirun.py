@@ -39,6 +39,7 @@ from fedgh.storage.portable import restored, shareable
 from fedgh.sweep import job as sweep_job
 from fedgh.sweep import search, slurm
 from fedgh.sweep.tables import jobs_table, mean_over_seeds, text_of, write_csv
+from fedgh.tracking.wandb_run import beside_the_run, finish_run
 
 log = logging.getLogger(__name__)
 
@@ -337,5 +338,6 @@ def send(sweep: Sweep, table: Sequence[Mapping[str, Any]]) -> None:
         import wandb
 
         rows = [list(line.values()) for line in table]
-        logger.experiment.log({"seeds": wandb.Table(columns=[*table[0]], data=rows)})
-        logger.experiment.finish()
+        seeds = beside_the_run(wandb.Table(columns=[*table[0]], data=rows), logger.experiment)
+        logger.experiment.log({"seeds": seeds})
+        finish_run(logger.experiment, 0, {})

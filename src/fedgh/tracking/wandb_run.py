@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh.core.errors import DataError
+from fedgh.storage.portable import make_shareable
 from fedgh.storage.tables import read_rounds, read_rows
 from fedgh.tracking.row import Row
 
@@ -41,7 +42,7 @@ def log_row(run: Any, row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> No
         return wandb.Histogram(np_histogram=bin_cosines(values))
 
     def table(columns: Mapping[str, Any]) -> Any:
-        return wandb.Table(dataframe=pd.DataFrame(dict(columns)))
+        return beside_the_run(wandb.Table(dataframe=pd.DataFrame(dict(columns))), run)
 
     run.log({"round": row.round, **row.metrics}, step=row.round)
     kinds: tuple[tuple[Callable[[Any], Any], Mapping[str, Any]], ...]
@@ -52,6 +53,17 @@ def log_row(run: Any, row: Row, pictures: Mapping[str, NDArray[np.uint8]]) -> No
                 run.log({name: make(content)}, step=row.round)  # W&B adds it to what it has of that step
             except Exception as error:  # as in Recorder.record
                 log.warning("W&B did not take %s of round %d: %s", name, row.round, error)
+
+
+def beside_the_run(table: Any, run: Any) -> Any:
+    """Return a W&B table that is a file of its run alone, where the run is offline.
+
+    W&B makes an artifact of it besides, which waits in the user's home to be sent; its path would stand in the run's
+    file, which is shared, and a run that is sent from another machine would lack it.
+    """
+    if getattr(run, "offline", False):
+        table._log_type = "table-file"
+    return table
 
 
 def bin_cosines(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -81,5 +93,13 @@ def finish_run(run: Any, exit_code: int, summary: Mapping[str, float]) -> None:
         incomplete = True
     finally:
         wandb.run = None  # or the next run of this process would be mistaken for this one, had its service crashed
+    share_logs(folder.parents[1])
     if incomplete:
         log.warning("W&B has not taken all of this run; to be sent later: wandb sync %s", folder)
+
+
+def share_logs(run_dir: Path) -> None:
+    """Take the user's home and the current folder out of what W&B has logged beside its files."""
+    for path in run_dir.glob("wandb/*/logs/*.log"):
+        if not path.is_symlink():  # to the service's own log, in the user's cache
+            make_shareable(path)
