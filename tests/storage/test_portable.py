@@ -55,6 +55,7 @@ def test_the_record_of_a_job_moves_with_its_sweep(jane):
     assert read_jobs(moved)[0].directory == moved / "0"
 
 
+@pytest.mark.slow
 def test_nor_does_one_outside_the_current_folder_or_of_the_table_of_a_sweep(cli, jane, tmp_path, monkeypatch):
     """W&B's file has the folder of its run, its log the folder of its file, an artifact waits in the user's home."""
     (tmp_path / "w").mkdir()
