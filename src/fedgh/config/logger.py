@@ -97,7 +97,7 @@ def _anonymous() -> Iterator[None]:
         sent.root_dir.value = "."
         return sent
 
-    sys.argv, wandb.Settings.to_proto = [anonymous(word) for word in typed], send_no_folder  # type: ignore[method-assign]
+    sys.argv, wandb.Settings.to_proto = [anonymous(word) for word in typed], send_no_folder  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
