@@ -26,7 +26,7 @@ MARKDOWN = [
     for pattern in ("*.md", "docs/*.md", "examples/**/*.md", "results/*.md", "results/fedlag/*.md", ".github/*.md")
     for path in ROOT.glob(pattern)
 ]
-ALL = "\n".join(PAGES.values())
+ALL = "\n".join(PAGES.values()).replace("\\\n", " ")  # commands of two lines
 
 
 def commands(kinds):
@@ -40,7 +40,7 @@ COMMANDS = commands("train|replay|report|evaluate|export|dashboard")
 
 def jobs(command):
     """Return overrides of jobs that try every value of a command; a placeholder such as <folder> becomes a word."""
-    words = shlex.split(re.sub(r"<[a-z ]+>", "placeholder", command))[1:]
+    words = shlex.split(re.sub(r"<[\w -]+>", "placeholder", command))[1:]
     overrides = [word for word in words if not word.startswith("-")]
     if "-m" not in words:
         return [overrides]
