@@ -46,7 +46,10 @@ def made(tmp_path, rule, seed, accuracies, number=[0], validation=None, **more):
     summary = {"rounds": of["num_rounds"], "final/acc": accuracies[-1]}
     if validation is not None:
         summary["last10/val_acc_mean"] = validation
-    command = "fedgh-train experiment=leaderboard/rotated_mnist dataset.root=a/b algorithm.optimizer.lr=0.1 seed=1 -m"
+    command = "fedgh-train -m experiment=leaderboard/rotated_mnist dataset.root=a/b "
+    command += (
+        "aggregator=fedgh,mean model.hidden=[100,50] partition.alpha=0.3,1 algorithm.optimizer.lr=0.1,0.2 seed=1,2"
+    )
     return Run(tmp_path / f"run{number[0]}", of, summary, KNOWN | {"command": command}, rows)
 
 
@@ -216,7 +219,8 @@ def test_rates_are_chosen_on_held_out_data(tmp_path):
     ]
     assert [line["at_the_edge_of"] for line in lines] == ["", "server"]
     assert commands[1] == (
-        "fedgh-train -m experiment=leaderboard/rotated_mnist dataset.root=a/b algorithm.optimizer.lr=0.2 "
+        "fedgh-train -m experiment=leaderboard/rotated_mnist dataset.root=a/b aggregator=mean "
+        "'model.hidden=[100,50]' partition.alpha=0.3 algorithm.optimizer.lr=0.2 "
         'server_optimizer.lr=2 seed="$SEEDS" "$@"'
     )
     assert problems == ["The rules were not tuned equally: the number of rates tried differs, see rates_tried."]

@@ -378,6 +378,16 @@ def _evaluation(run: Run, rates: tuple[float, float]) -> str:
     """Return the command that evaluates tuned rates: what was typed, without what belongs to the tuning."""
     words = shlex.split(str(run.provenance.get("command", "")))[1:]
     dropped = ("-", *RATES, HELD_OUT, "seed=", "hydra.", "sweep.", "resume=")
-    kept = [word for word in words if not word.startswith(dropped)]
+    kept = [_own(word, run) for word in words if not word.startswith(dropped)]
     chosen = [f"{key}={rate:g}" for key, rate in zip(RATES, rates, strict=True)]
     return command("fedgh-train", "-m", *kept, *chosen) + ' seed="$SEEDS" "$@"'
+
+
+def _own(word: str, run: Run) -> str:
+    """Return which of the values that a sweep went through, ``aggregator=mean,fedgh``, is this run's."""
+    key, _, value = word.partition("=")
+    if "," not in value or value.startswith(("[", "{", '"', "'")):
+        return word
+    target = run.settings.get(f"{key}._target_")
+    own = run.settings.get(key) if target is None else str(target).rsplit(".", 2)[-2]
+    return f"{key}={own}"
