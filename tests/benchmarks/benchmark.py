@@ -33,6 +33,7 @@ from dashboards import dashboard
 from observatory import observatory
 from PIL import Image
 from ray_workers import ray_workers
+from start_up import start_up
 from sweeps import sweeps
 from torchvision.transforms import v2
 from workloads import EXECUTORS, WORKLOADS, BareLoop, build, rounds
@@ -206,6 +207,7 @@ OTHERS = (
         startup,
         client_states,
         ray_workers,
+        start_up,
         sweeps,
     ),
     dashboard,

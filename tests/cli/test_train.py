@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedgh.cli import train
+from fedgh.cli import carry_out
 from fedgh.executor.sequential import SequentialExecutor
 from fedgh.storage import checkpoint as checkpoints
 from fedgh.tracking import offline
@@ -703,22 +703,22 @@ def test_a_phase_after_training_has_its_own_file_and_stays_out_of_the_rounds(cli
 def test_a_run_keeps_the_name_and_the_group_that_were_given(root_config, monkeypatch):
     monkeypatch.delenv("WANDB_NAME", raising=False)
     cfg = root_config("logger=wandb", "logger.wandb.group=mine", "logger.wandb.name=this", "name=x", "seed=3")
-    assert train.name_run(cfg) == ("x, seed 3", None)
+    assert carry_out.name_run(cfg) == ("x, seed 3", None)
     assert (cfg.logger.wandb.name, cfg.logger.wandb.group) == ("this", "mine")
     cfg = root_config("logger=wandb", "name=x", "seed=3")
-    train.name_run(cfg)
+    carry_out.name_run(cfg)
     assert (cfg.logger.wandb.name, cfg.logger.wandb.group) == ("x, seed 3", None)
 
 
 def test_a_job_of_a_sweep_is_named_after_it_unless_it_has_names(root_config, monkeypatch):
-    monkeypatch.setattr(train, "in_sweep", lambda: True)
+    monkeypatch.setattr(carry_out, "in_sweep", lambda: True)
     hydra = SimpleNamespace(
         job=SimpleNamespace(override_dirname="seed=3", num=7), sweep=SimpleNamespace(dir="logs/night")
     )
-    monkeypatch.setattr(train.HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(carry_out.HydraConfig, "get", lambda: hydra)
     cfg = root_config("logger=wandb", "logger.wandb.group=mine", "name=x")
-    assert train.name_run(cfg) == ("seed=3", "night")
+    assert carry_out.name_run(cfg) == ("seed=3", "night")
     assert (cfg.logger.wandb.name, cfg.logger.wandb.group) == ("seed=3", "mine")
     cfg, hydra.job.override_dirname = root_config("logger=wandb", "logger.wandb.name=this", "name=x"), ""
-    assert train.name_run(cfg) == ("job 7", "night")
+    assert carry_out.name_run(cfg) == ("job 7", "night")
     assert (cfg.logger.wandb.name, cfg.logger.wandb.group) == ("this", "night")

@@ -39,7 +39,7 @@ def test_without_them_the_defaults_stand(monkeypatch):
 
 
 def test_the_name_of_a_run(root_config, monkeypatch):
-    from fedgh.cli.train import name_run
+    from fedgh.cli.carry_out import name_run
 
     cfg = config.resolve(root_config("callback=none"))
     monkeypatch.setenv("WANDB_NAME", "named")

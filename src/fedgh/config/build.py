@@ -14,23 +14,21 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor, nn
 
 from fedgh.config.compose import literal, map_text
 from fedgh.config.validate import MEMORY_FORMATS
 from fedgh.core.allocator import keep_freed_memory
-from fedgh.core.device import set_fp32_precision
 from fedgh.core.errors import ConfigurationError, FedGHError
-from fedgh.core.flat import FlatModel
 from fedgh.core.lr_schedule import Constant, LRSchedule
-from fedgh.core.seeding import numpy_generator, torch_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from fedgh.algorithm.base import Algorithm
+    from fedgh.core.flat import FlatModel
     from fedgh.dataset.base import Dataset
     from fedgh.federation.evaluation import Validation
     from fedgh.federation.loop import Schedule
@@ -107,8 +105,13 @@ def build_federation(cfg: DictConfig) -> Federation:
     Raises:
         FedGHError: Whatever a part has to say against its values, the data or their combination.
     """
+    import torch  # here: PyTorch and Lightning, which help, refusals and reports do without
+
+    from fedgh.core.device import set_fp32_precision
+    from fedgh.core.flat import FlatModel
+    from fedgh.core.seeding import torch_seed
     from fedgh.federation.check import check_single_examples
-    from fedgh.federation.round import Federation  # here: Lightning, which reports and messages do without
+    from fedgh.federation.round import Federation
 
     quieten()
     keep_freed_memory()
@@ -129,7 +132,7 @@ def build_federation(cfg: DictConfig) -> Federation:
             module = build_model(build(cfg.model), dataset)
     with refusing(cfg.model):
         # runs stored before the setting existed go on without it
-        model = FlatModel(module, device, MEMORY_FORMATS[cfg.get("memory_format", "contiguous")])
+        model = FlatModel(module, device, getattr(torch, MEMORY_FORMATS[cfg.get("memory_format", "contiguous")]))
         outputs = try_model(model, dataset, cfg.model["_target_"])
         sizes = [len(indices) for indices in partition.client_indices]
         check_single_examples(model, dataset, sizes, algorithm.batch_size)
@@ -184,6 +187,8 @@ def build_dataset(cfg: DictConfig, partitioner: Callable[..., Partition]) -> tup
 
 def draw_partition(partitioner: Callable[..., Partition], dataset: Dataset, seed: int) -> Partition:
     """Deal the training examples by their classes, and by clients and domains where the partitioner asks for them."""
+    from fedgh.core.seeding import numpy_generator  # here, as in build_federation
+
     names = parameters_of(partitioner) & {"client_ids", "test_client_ids", "domains", "test_domains"}
     ids = {name: getattr(dataset, name) for name in names}
     natural = {name: None if tensor is None else tensor.numpy() for name, tensor in ids.items()}
@@ -225,18 +230,20 @@ def parameters_of(factory: Callable[..., Any]) -> set[str]:
     return names
 
 
-@torch.no_grad()
 def try_model(model: FlatModel, dataset: Dataset, name: str) -> Tensor:
     """Run the network on the first few test examples and return its outputs.
 
     Raises:
         ConfigurationError: If it cannot read the data, or does not put out what the task needs.
     """
+    import torch  # here, as in build_federation
+
     training, example = model.module.training, dataset.normalize(dataset.test_inputs[:FEW])
     what = f"{name} on dataset {dataset.name}"
     model.module.eval()
     try:
-        outputs, _ = model.forward(model.params, example)
+        with torch.no_grad():
+            outputs, _ = model.forward(model.params, example)
         dataset.task.scores(outputs, dataset.test_targets[:FEW])
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         kind = str(example.dtype).removeprefix("torch.")

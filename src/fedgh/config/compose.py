@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -22,8 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedgh.core import configs
 from fedgh.core.errors import ConfigurationError
 from fedgh.core.machine import usable_cores
-from fedgh.storage.checkpoint import run_of
-from fedgh.storage.claim import found_of_run, has_files
+from fedgh.storage.claim import found_of_run, has_files, run_of
 
 INFINITIES = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 CONFIG_DIR = str(configs.CONFIG_DIR)
@@ -53,7 +51,15 @@ def _record_dir(resume: object, folder: str) -> str | None:
 
 def _jobs_at_once() -> int:
     """Return one job a GPU; without GPUs one for every two cores."""
+    import torch  # here, as in all of this module's neighbours: a refusal should not wait for it
+
     return torch.cuda.device_count() or max(1, usable_cores() // 2)
+
+
+def _if_gpu(yes: Any, no: Any) -> Any:
+    import torch
+
+    return yes if torch.cuda.is_available() else no
 
 
 def _run_name() -> str:
@@ -88,7 +94,7 @@ OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=Tru
 OmegaConf.register_new_resolver("record_dir", _record_dir, replace=True)
 OmegaConf.register_new_resolver("if_env", lambda name, default: os.environ.get(name) or default, replace=True)
 OmegaConf.register_new_resolver("wandb_tags", _wandb_tags, replace=True)
-OmegaConf.register_new_resolver("if_gpu", lambda yes, no: yes if torch.cuda.is_available() else no, replace=True)
+OmegaConf.register_new_resolver("if_gpu", _if_gpu, replace=True)
 OmegaConf.register_new_resolver("jobs_at_once", _jobs_at_once, replace=True)
 
 

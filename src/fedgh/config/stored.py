@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -20,9 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from fedgh.config.compose import literal, map_text
 from fedgh.config.trust import check_parts
 from fedgh.core.errors import ConfigurationError
-from fedgh.storage import checkpoint as checkpoints
-from fedgh.storage.checkpoint import Checkpoint
 from fedgh.storage.portable import from_home, to_home
+
+if TYPE_CHECKING:
+    from fedgh.storage.checkpoint import Checkpoint
 
 _REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{(?!paths\.\w+\})")
 """An interpolation, but for what :func:`fedgh.config.resolve` leaves."""
@@ -90,6 +91,8 @@ def reopen(named: Path, trust: Sequence[str] = ()) -> tuple[DictConfig, Checkpoi
         CheckpointError: If there is no checkpoint that can be read.
         ConfigurationError: If its config is refused, see :func:`parse`.
     """
+    from fedgh.storage import checkpoint as checkpoints  # here: PyTorch, which a refusal should not wait for
+
     named = named if named.exists() else named.expanduser()
     if not named.is_dir():
         saved, path = checkpoints.load(named), named

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from inspect import Parameter
 from typing import Any
 
-import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedgh.config.kinds import check_kind
 from fedgh.config.wandb import check_wandb
-from fedgh.core.device import FP32_PRECISIONS
 from fedgh.core.errors import ConfigurationError, did_you_mean
+from fedgh.core.machine import FP32_PRECISIONS
 
-MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+MEMORY_FORMATS = {"channels_last": "channels_last", "contiguous": "contiguous_format"}
+"""And what PyTorch calls them."""
 
 
 NO_INFINITY = ("algorithm.", "server_optimizer.", "aggregator.")
@@ -112,8 +112,6 @@ def validate(cfg: DictConfig) -> None:
             "data is held out"
         )
     _check_trainer(cfg.trainer)
-    for path, node in _targets(cfg, ""):
-        _check_signature(path, node)
     _check_own_models(cfg.evaluation)
     for key in COUNTS:
         value = OmegaConf.select(cfg, key)
@@ -139,6 +137,9 @@ def validate(cfg: DictConfig) -> None:
             f"fp32_precision must be null or one of {', '.join(FP32_PRECISIONS)}, got {cfg.fp32_precision!r}"
         )
     check_wandb(cfg)
+    # from here on PyTorch is loaded, and then Lightning: whatever is wrong elsewhere is said before
+    for path, node in sorted(_targets(cfg, ""), key=lambda target: target[0].startswith(("trainer", "logger"))):
+        _check_signature(path, node)
 
 
 def _check_own_models(evaluation: DictConfig) -> None:
@@ -163,7 +164,7 @@ def _check_own_models(evaluation: DictConfig) -> None:
 
 def _check_trainer(trainer: DictConfig) -> None:
     """Refuse settings of Lightning's Trainer that local training does not heed, rather than ignore them."""
-    if trainer.get("accelerator") == "gpu" and not torch.cuda.is_available():
+    if trainer.get("accelerator") == "gpu" and not _gpus():
         raise ConfigurationError(
             "trainer=gpu was asked for, but PyTorch finds no GPU here; type trainer=cpu or trainer=auto"
         )
@@ -190,11 +191,17 @@ def _check_trainer(trainer: DictConfig) -> None:
         )
     devices = trainer.get("devices", 1)
     one = len(devices) == 1 if isinstance(devices, ListConfig) else str(devices).rstrip(",") in ("1", "auto")
-    if not one or (str(devices) == "auto" and torch.cuda.device_count() > 1):
+    if not one or (str(devices) == "auto" and _gpus() > 1):
         raise ConfigurationError(
             f"trainer.devices must be 1 or the number of one device such as [0], got {devices!s}: a run trains on one "
             "device, and many share a run by executor=ray"
         )
+
+
+def _gpus() -> int:
+    import torch  # here: a refusal should not wait for it
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:

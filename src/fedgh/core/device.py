@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedgh.core.errors import ConfigurationError
+from fedgh.core.machine import FP32_PRECISIONS as FP32_PRECISIONS
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -21,8 +22,6 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-FP32_PRECISIONS = ("ieee", "tf32")
-"""Of float32 arithmetic on a GPU: all 23 bits of the mantissa, or TensorFloat-32's ten, several times faster."""
 _before: dict[str, str] = {}
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def client_accuracy(class_accuracy: Tensor, class_counts: Tensor) -> Tensor:
@@ -23,8 +24,8 @@ def client_accuracy(class_accuracy: Tensor, class_counts: Tensor) -> Tensor:
         ``(clients,)`` float64, in [0, 1]; NaN for a client none of whose classes has test images.
     """
     tested = ~class_accuracy.isnan()
-    counts = class_counts.to(torch.float64) * tested
-    correct = counts @ class_accuracy.nan_to_num(0.0).to(torch.float64)
+    counts = class_counts.double() * tested
+    correct = counts @ class_accuracy.nan_to_num(0.0).double()
     return correct / counts.sum(1)
 
 

@@ -24,6 +24,8 @@ import torch
 from fedgh.core.errors import CheckpointError, StorageError
 from fedgh.core.flat import FlatModel
 from fedgh.core.types import ServerState
+from fedgh.storage.claim import PATTERN as PATTERN
+from fedgh.storage.claim import run_of as run_of
 from fedgh.storage.client_store import ClientStore
 from fedgh.storage.durable import cause_of, sync
 from fedgh.storage.plain import NotPlainError, from_plain, to_plain
@@ -33,7 +35,6 @@ log = logging.getLogger(__name__)
 VERSION = 2
 READABLE = (1, 2)
 """Format versions; 1 had all client states inside."""
-PATTERN = "round_*.ckpt"
 
 
 @dataclass(frozen=True)
@@ -221,13 +222,6 @@ def load_newest(folder: Path) -> tuple[Checkpoint, Path]:
         f"{folder} holds {found}; expected the checkpoints of a run directory such as logs/train/runs/<time>. "
         "Start the run again without resume=..."
     )
-
-
-def run_of(path: Path) -> Path:
-    """Return the directory of the run that a path names: itself, or that of a checkpoint or its folder."""
-    if path.suffix == ".ckpt":
-        path = path.parent
-    return path.absolute().parent if path.absolute().name == "checkpoints" else path
 
 
 def check_fits(checkpoint: Checkpoint, path: Path, layout: dict[str, list[int]], dataset: str, partition: str) -> None:

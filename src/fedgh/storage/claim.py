@@ -20,6 +20,8 @@ except ImportError:  # Windows has no such locks; folders are then not guarded
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+PATTERN = "round_*.ckpt"
+"""Of checkpoints in a run's folder of them."""
 RUN_FILES = ("config.yaml", "metrics.csv", "summary.json")
 RUN_FOLDERS = ("checkpoints", "recording", "conflict")
 """By which a directory is known to hold a run, the folders if there is anything in them."""
@@ -157,6 +159,13 @@ def found_of_run(folder: Path) -> str | None:
     """Return what shows that a directory holds a run, or is a sweep's; None if nothing does."""
     files = [name for name in (SWEEP_FILE, *RUN_FILES) if (folder / name).exists()]
     return next(iter([*files, *(f"{name}/" for name in RUN_FOLDERS if has_files(folder / name))]), None)
+
+
+def run_of(path: Path) -> Path:
+    """Return the directory of the run that a path names: itself, or that of a checkpoint or its folder."""
+    if path.suffix == ".ckpt":
+        path = path.parent
+    return path.absolute().parent if path.absolute().name == "checkpoints" else path
 
 
 def has_files(folder: Path) -> bool:

@@ -22,7 +22,6 @@ from fedgh.config import did_you_mean
 from fedgh.config.entry import in_sweep
 from fedgh.core.command import command
 from fedgh.core.errors import ConfigurationError
-from fedgh.core.seeding import torch_seed
 from fedgh.metric.summary import final_score
 from fedgh.report.seeds import Line, write_csv
 from fedgh.storage.jobs import closing, read_jobs
@@ -170,6 +169,8 @@ def begin(folder: Path, space: Mapping[str, BaseDistribution]) -> Study:
 
 def build_sampler(node: Any, seed: int, number: int) -> BaseSampler:
     """Return the sampler for one trial, with a seed of its own, so that a resumed search tries the same."""
+    from fedgh.core.seeding import torch_seed  # here: PyTorch, which a refusal should not wait for
+
     given = {} if "seed" in node else {"seed": torch_seed(seed, "search", number) % 2**32}
     sampler: BaseSampler = _build(node, **given)
     return sampler

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fedgh.core.errors import DataError
-from fedgh.storage.checkpoint import PATTERN
+from fedgh.storage.claim import PATTERN
 
 NOT_COMPARED = (
     *("paths", "name", "tags", "task_name", "resume", "logger", "callback", "checkpoint", "trainer", "executor"),
