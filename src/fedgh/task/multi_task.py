@@ -166,6 +166,6 @@ def _count(targets: Tensor) -> Tensor:
 
 def _distances(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return how far each point is off, ``(B, P)``, in units of the distance between the first two true ones."""
-    found, true = (values.unflatten(-1, (2, -1)) for values in (outputs, targets))
+    found, true = (values.reshape(*values.shape[:-1], 2, -1) for values in (outputs, targets))
     unit = (true[..., 0] - true[..., 1]).norm(dim=-1, keepdim=True)
-    return (found - true).norm(dim=-2) / unit.clamp_min(1e-6)
+    return torch.linalg.vector_norm(found - true, dim=-2) / unit.clamp_min(1e-6)
