@@ -10,6 +10,7 @@ from fedgh.core.errors import ConfigurationError
 from fedgh.federation.round import first_state, run_round
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+SILENT = ("fedproto", "local")  # exchange no parameters
 ADAPTING = ("cdan", "dann", "mcd")  # need data of their own, see test_contract
 ALGORITHMS, AGGREGATORS, SERVER_OPTIMIZERS = (
     sorted(path.stem for path in (CONFIGS / group).glob("*.yaml") if path.stem not in ADAPTING)
