@@ -168,4 +168,5 @@ def _distances(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return how far each point is off, ``(B, P)``, in units of the distance between the first two true ones."""
     found, true = (values.reshape(*values.shape[:-1], 2, -1) for values in (outputs, targets))
     unit = (true[..., 0] - true[..., 1]).norm(dim=-1, keepdim=True)
-    return torch.linalg.vector_norm(found - true, dim=-2) / unit.clamp_min(1e-6)
+    distances: Tensor = torch.linalg.vector_norm(found - true, dim=-2) / unit.clamp_min(1e-6)
+    return distances
