@@ -39,7 +39,7 @@ def test_a_saved_federation_gives_what_the_run_had_recorded(cli, what):
     assert evaluation == {name: recorded[name] for name in evaluation}
     assert set(evaluation) == {
         *("global/test/acc", "global/test/loss"),
-        *(f"client/test/acc_{end}" for end in ("mean", "std", "worst10", "worst")),
+        *(f"client/test/acc_{end}" for end in ("mean", "mean_examples", "std", "worst10", "worst")),
     }
     assert [int(row["client"]) for row in clients] == list(range(5))
     accuracies = torch.tensor([float(row["acc"]) for row in clients], dtype=torch.float64)

@@ -159,7 +159,7 @@ def faces(folder, lists, **settings):
         images = [png(image) for image in pixels(8, 8, 8, 3)]
         path = folder / f"{split}-00000-of-00001.parquet"
         write_shard(path, images, [0, 1] * 4, label_column="smile", head_pose=[2, 0, 1, 2] * 2, landmarks=lists)
-    return mtfl.load(folder, ["smile", "head_pose"], None, 1.0, None, **settings)
+    return mtfl.load(folder, ["smile", "head_pose"], None, 1.0, None, **{"points": None, **settings})
 
 
 def test_faces_have_several_tasks(tmp_path):
@@ -168,7 +168,7 @@ def test_faces_have_several_tasks(tmp_path):
     assert dataset.train_targets[:4].tolist() == [[0, 2], [1, 0], [0, 1], [1, 2]]
     assert dataset.task.widths == [2, 3]
     with pytest.raises(ConfigurationError, match=r"dataset.tasks must name two columns at least, each once, got"):
-        mtfl.load(tmp_path, ["smile"], None, 1.0, None)
+        mtfl.load(tmp_path, ["smile"], None, 1.0, None, None)
     whole = faces(tmp_path, points, points="landmarks")
     assert whole.task.widths == [2, 3, 4]
     torch.testing.assert_close(whole.train_targets[3], torch.tensor([1.0, 2, 0.3, 0.5, 0.25, 0.75]))

@@ -84,7 +84,7 @@ def test_texts():
 
 
 def test_faces():
-    faces = mtfl.load(folder("mtfl"), ["smile", "gender", "glasses", "head_pose"], None, 1.0, None)
+    faces = mtfl.load(folder("mtfl"), ["smile", "gender", "glasses", "head_pose"], None, 1.0, None, None)
     assert (faces.task.widths, len(faces.train_targets), len(faces.test_targets)) == ([2, 2, 2, 5], 10_000, 2995)
 
 

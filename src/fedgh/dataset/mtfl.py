@@ -23,7 +23,7 @@ def load(
     image_size: int | None,
     train_fraction: float,
     augmentation: Augment | None,
-    points: str | None = None,
+    points: str | None,
     clients_per_task: int | None = None,
     task_shares: Sequence[float] | None = None,
 ) -> ImageDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -123,6 +124,10 @@ def _library() -> Any:
             "privacy=gaussian with noise counts epsilon with dp-accounting, which is not installed: "
             "pip install 'fedgh[privacy]'"
         ) from error
+    from absl import logging as absl_logging  # which it brings
+
+    # when logging is configured anew, absl closes what standard error was as it was loaded: a notebook's, a test's
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
     return dp_accounting
 
 
