@@ -66,6 +66,7 @@ def test_there_are_commands_of_every_kind():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_composes_and_is_valid(command, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # one command asks for a GPU
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     name = command.split()[0].removeprefix("fedgh-")
     for overrides in jobs(command):
         composed = config.compose(overrides, name)

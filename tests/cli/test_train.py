@@ -482,7 +482,7 @@ def test_an_error_before_the_first_round_closes_the_wandb_run_as_failed(cli, mon
     def full(*arguments, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "provenance.json")
 
-    monkeypatch.setattr(f"fedgh.cli.train.{part}", full)
+    monkeypatch.setattr(f"fedgh.cli.carry_out.{part}", full)
     answer = cli(*TINY, "num_rounds=1", "callback=none", "logger.mode=offline")
     assert answer.code == 2
     assert "No space left on device" in answer.err

@@ -177,7 +177,7 @@ def test_a_failed_trial_is_told_and_not_tried_again(cli):
     states = [(line["algorithm.optimizer.lr"], line["state"]) for line in lines_of(folder / "trials.csv")]
     assert set(states) == {("0.1", "complete"), ("1e+30", "fail")}, states
     assert answer.code == 1
-    assert "failed: round 2: the update of clients" in answer.out
+    assert "failed: round 1: the server's step" in answer.out
     assert "sweep.resume=true" not in answer.out
     begun = {path: path.stat().st_mtime_ns for path in folder.glob("*/config.yaml")}
     assert cli(*arguments, "sweep.resume=true").code == 1

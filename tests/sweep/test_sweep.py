@@ -179,10 +179,12 @@ def test_a_failed_job_is_recorded_and_the_others_run(cli):
     assert answer.code == 1
     folder = sweep_of(answer)
     assert "1 failed, 1 finished" in answer.out
-    assert re.search(r"job 0 failed: round 2: the update of clients 0, 1, 2 is not finite", answer.out), answer.out
+    assert re.search(
+        r"job 0 failed: round 1: the server's step would take .* where its loss is not finite", answer.out
+    ), answer.out
     failed, finished = lines_of(folder / "jobs.csv")
     assert (failed["status"], failed["accuracy"], finished["status"]) == ("failed", "", "finished")
-    assert failed["error"].startswith("round 2: the update of clients")
+    assert failed["error"].startswith("round 1: the server's step")
     assert "Traceback" in (folder / "0" / "error.txt").read_text()
     assert not (folder / "1" / "error.txt").exists()
 
