@@ -187,7 +187,7 @@ def test_alignment_helps_where_the_source_alone_does_not(make, two_domains, wher
     assert metrics["algorithm/harmonize_conflict"] > 0
     if where == "mixed":
         assert accuracy[1.0] > accuracy[0.0] + 0.02
-    assert all(0 <= value <= 1 for value in accuracy.values())
+    assert accuracy[1.0] != accuracy[0.0]  # it reaches clients of one domain, too
 
 
 def test_without_the_term_it_is_fedavg(make, two_domains):

@@ -61,8 +61,7 @@ class FedACG(TwoLosses):
         state: ClientState,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss of the task and the pull; ``global_params`` is v."""
-        loss = self._task_loss(batch, forward, params)
-        return loss, None if self.beta == 0 else self.beta / 2 * (params - global_params).square().sum()
+        return self._pulled(batch, forward, params, global_params, self.beta)
 
     def conclude(self, before: ServerState, after: ServerState, result: CohortResult) -> ServerState:  # noqa: ARG002
         """Move m by the server's step, and w by the rest of m."""

@@ -41,7 +41,4 @@ class FedProx(TwoLosses):
         state: ClientState,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss of the task and the proximal term."""
-        loss = self._task_loss(batch, forward, params)
-        if self.mu == 0:  # FedAvg to the bit
-            return loss, None
-        return loss, self.mu / 2 * (params - global_params).square().sum()
+        return self._pulled(batch, forward, params, global_params, self.mu)

@@ -89,6 +89,13 @@ class TwoLosses(Algorithm, ABC):
         outputs, _ = forward(params, inputs)
         return forward.task.loss(outputs, targets)
 
+    def _pulled(
+        self, batch: Batch, forward: Forward, params: Tensor, centre: Tensor, strength: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the task's loss and ``strength / 2 ||theta - centre||^2``; at strength 0 FedAvg to the bit."""
+        loss = self._task_loss(batch, forward, params)
+        return loss, None if strength == 0 else strength / 2 * (params - centre).square().sum()
+
     def local_gradient(
         self, batch: Batch, forward: Forward, params: Tensor, global_params: Tensor, state: ClientState
     ) -> tuple[Tensor, Tensor, ClientState]:
